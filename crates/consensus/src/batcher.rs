@@ -1,0 +1,175 @@
+//! Puts commands that arrive together into one entry. While one or two entries are on their way, arrivals form the next;
+//! nobody waits for company.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use ids::{NodeId, Position, ShardId};
+use machine::{Command, MACHINE_VERSION, Outcome, Read as _, Refusal};
+use openraft::{errors::ClientWriteError, impls::ProgressResponder};
+use proto::record::Entry;
+use storage::StateDb;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use crate::{
+    Clock, Leadership, ProposeError,
+    clock::{Anchor, ShardClock},
+    raft::{Body, Raft},
+};
+
+/// Entries on their way at once.
+const IN_FLIGHT: usize = 2;
+/// Bytes of commands in one entry.
+const ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Commands in one entry.
+const ENTRY_COMMANDS_MAX: usize = 1024;
+
+pub(crate) struct Proposal {
+    pub(crate) command: Command,
+    pub(crate) bytes: usize,
+    pub(crate) reply: oneshot::Sender<Result<Outcome, ProposeError>>,
+}
+
+pub(crate) struct Batcher {
+    pub(crate) shard: ShardId,
+    pub(crate) raft: Raft,
+    pub(crate) state: Arc<StateDb>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) anchor: Option<Anchor>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+}
+
+/// What a leader knows of its shard besides the tables: what it has proposed.
+struct Term {
+    term: u64,
+    position: Position,
+    clock: ShardClock,
+}
+
+impl Batcher {
+    pub(crate) async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let mut carried: VecDeque<Proposal> = VecDeque::new();
+        let mut term: Option<Term> = None;
+        loop {
+            let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
+            if carried.is_empty() {
+                match proposals.recv().await {
+                    Some(proposal) => carried.push_back(proposal),
+                    None => return,
+                }
+            }
+            while carried.len() < ENTRY_COMMANDS_MAX
+                && let Ok(proposal) = proposals.try_recv()
+            {
+                carried.push_back(proposal);
+            }
+            let leadership = *self.leadership.borrow();
+            let Leadership::Here { term: now_in } = leadership else {
+                let Leadership::Elsewhere { leader } = leadership else { continue };
+                refuse(carried.drain(..), &ProposeError::NotLeader { leader });
+                term = None;
+                continue;
+            };
+            if term.as_ref().is_none_or(|term| term.term != now_in) {
+                // Entries of this term that are still on their way have positions that are not in the tables yet.
+                drop(permit);
+                let Ok(all) = Arc::clone(&in_flight).acquire_many_owned(IN_FLIGHT as u32).await else { return };
+                drop(all);
+                term = Some(self.begin(now_in));
+                continue;
+            }
+            let Some(term_state) = term.as_mut() else { continue };
+            if self.propose(term_state, &mut carried, permit).await.is_err() {
+                return;
+            }
+            // A proposal that may have been lost leaves the positions uncertain.
+            if in_flight.is_closed() {
+                return;
+            }
+        }
+    }
+
+    fn begin(&self, term: u64) -> Term {
+        let row = self.state.view(self.shard).shard();
+        let clock = self.clock.as_ref();
+        let trusted = self.anchor.as_ref().map_or_else(|| clock.wall(), |anchor| anchor.trusted(clock));
+        Term { term, position: row.position, clock: ShardClock::start(row.now, trusted, clock) }
+    }
+
+    async fn propose(
+        &self,
+        term: &mut Term,
+        carried: &mut VecDeque<Proposal>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), ()> {
+        let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(proposal) = carried.front() {
+            if !commands.is_empty() && bytes + proposal.bytes > ENTRY_BYTES_MAX {
+                break;
+            }
+            bytes += proposal.bytes;
+            if let Some(proposal) = carried.pop_front() {
+                commands.push(proposal.command);
+                replies.push(proposal.reply);
+            }
+        }
+        term.position = Position(term.position.0 + 1);
+        let entry = Entry {
+            incarnation: 0,
+            epoch: ids::Epoch(0),
+            position: term.position,
+            now: term.clock.now(self.clock.as_ref()),
+            machine_version: MACHINE_VERSION,
+            commands,
+        };
+        let (responder, result) = ProgressResponder::complete_only();
+        // In order: this returns when the entry is queued, not when it is committed.
+        if self.raft.client_write_ff(Body(entry.encode()), Some(responder)).await.is_err() {
+            for reply in replies {
+                let _ = reply.send(Err(ProposeError::Stopped));
+            }
+            return Err(());
+        }
+        let raft = self.raft.clone();
+        tokio::spawn(async move {
+            match result.await {
+                Ok(Ok(written)) => answer(replies, written.data.0),
+                Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                    let error = ProposeError::NotLeader { leader: to.leader_id.map(NodeId) };
+                    fail(replies, &error);
+                }
+                Ok(Err(_)) => fail(replies, &ProposeError::Unknown),
+                Err(_) => {
+                    let stopped = raft.is_initialized().await.is_err();
+                    fail(replies, if stopped { &ProposeError::Stopped } else { &ProposeError::Unknown });
+                }
+            }
+            drop(permit);
+        });
+        Ok(())
+    }
+}
+
+type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
+
+fn answer(replies: Vec<Reply>, outcomes: Vec<Outcome>) {
+    for (reply, outcome) in replies.into_iter().zip(outcomes) {
+        // Whoever asked may be gone.
+        let _ = reply.send(match outcome {
+            Outcome::Refused(Refusal::WrongPosition { .. }) => Err(ProposeError::Unknown),
+            outcome => Ok(outcome),
+        });
+    }
+}
+
+fn fail(replies: Vec<Reply>, error: &ProposeError) {
+    for reply in replies {
+        let _ = reply.send(Err(error.clone()));
+    }
+}
+
+fn refuse(proposals: impl Iterator<Item = Proposal>, error: &ProposeError) {
+    for proposal in proposals {
+        let _ = proposal.reply.send(Err(error.clone()));
+    }
+}

@@ -1,0 +1,28 @@
+//! Replicated shards: openraft glue, leadership, the clock of a shard, authority to act.
+//!
+//! A [`Node`] opens the two databases of a directory and runs one [`Group`] a shard. A group takes commands
+//! ([`Group::propose`]), puts those that arrive together into one entry, and answers each when its entry is applied;
+//! what the entry asks of the world goes to the [`Effects`] of the shard.
+//!
+//! - **Invariant:** a reply is sent, and an effect handed out, after the batch that they belong to is written.
+//! - **Invariant:** the position in an entry is the number after the last; an entry proposed under a wrong one is
+//!   refused as a whole by every replica.
+//! - **Absent:** HTTP, providers. This is the only crate that names openraft.
+
+mod batcher;
+pub mod clock;
+mod effects;
+mod group;
+mod node;
+mod raft;
+
+pub use clock::{Clock, SystemClock};
+pub use effects::{Effects, Watch};
+pub use group::{Group, Leadership, ProposeError, ReadError};
+pub use node::{Error, Node, NodeOptions, Status};
+
+/// What the storage conformance suite needs. Not for use.
+#[doc(hidden)]
+pub mod conformance {
+    pub use crate::raft::{LogStore, StateMachine, Types};
+}

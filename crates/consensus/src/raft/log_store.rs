@@ -1,0 +1,134 @@
+//! The Raft log over the log database.
+
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds},
+};
+
+use openraft::{
+    OptionalSend, RaftLogReader,
+    storage::{IOFlushed, LogState, RaftLogStorage},
+};
+use storage::{Done, ShardLog};
+use tokio::sync::oneshot;
+
+use super::{Entry, LogId, Types, Vote, records};
+
+/// Bytes of one read. Bounds what replication holds in memory.
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// The log of a shard.
+#[derive(Debug, Clone)]
+pub struct LogStore {
+    log: ShardLog,
+}
+
+impl LogStore {
+    /// Over a shard's log.
+    #[must_use]
+    pub fn new(log: ShardLog) -> Self {
+        Self { log }
+    }
+
+    fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.log.read(start..end, bytes_max)?.iter().map(records::open_entry).collect()
+    }
+}
+
+/// Waits until an operation of the writer is on disk.
+async fn wait(act: impl FnOnce(Done) -> io::Result<()>) -> io::Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    act(Box::new(move |result| {
+        // Whoever asked may be gone.
+        let _ = sender.send(result);
+    }))?;
+    receiver.await.unwrap_or_else(|_| Err(io::Error::other("the log writer has stopped")))
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        self.read(range, usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start..end, READ_BYTES_MAX)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        self.log.vote()?.map(|bytes| records::open_vote(&bytes)).transpose()
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let state = self.log.state()?;
+        let purged = state.purged.map(|bytes| records::open_log_id(&bytes)).transpose()?;
+        let last = state.last.map(|bytes| records::open_entry(&bytes)).transpose()?;
+        let last = last.map(|entry| entry.log_id).max(purged);
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = records::seal_vote(vote);
+        wait(|done| {
+            self.log.save_vote(vote, done);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.log.save_committed(records::seal_log_id(&committed));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        self.log.committed()?.map(|bytes| records::open_log_id(&bytes)).transpose()
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries =
+            entries.into_iter().map(|entry| (entry.log_id.index(), records::seal_entry(&entry))).collect();
+        self.log.append(entries, Box::new(|result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let from = last.map_or(0, |last| last.index() + 1);
+        wait(|done| {
+            self.log.truncate(from, done);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        wait(|done| Ok(self.log.purge(upto.index() + 1, records::seal_log_id(&upto), done)?)).await
+    }
+}

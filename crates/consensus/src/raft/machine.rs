@@ -1,0 +1,247 @@
+//! The state machine: entries applied to the state database.
+
+use std::{io, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use ids::{Position, ShardId};
+use ::machine::{Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder,
+    storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot},
+};
+use parking_lot::Mutex;
+use proto::record;
+use storage::StateDb;
+
+use super::{Entry, LogId, Reply, StoredMembership, Types, records};
+use crate::Effects;
+
+/// Entries written in one batch.
+const BATCH_ENTRIES: usize = 64;
+/// How long an apply rests between attempts while the disk is full.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
+
+/// What a shard has applied, for whoever flushes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Applied {
+    pub(crate) id: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+/// The state machine of a shard.
+#[derive(Debug, Clone)]
+pub struct StateMachine {
+    db: Arc<StateDb>,
+    shard: ShardId,
+    effects: Effects,
+    applied: Arc<Mutex<Applied>>,
+    /// What is known to be on disk, and so may be reported as a snapshot.
+    flushed: Arc<Mutex<Applied>>,
+    /// What the flush of all shards has just made durable, for the next snapshot to report without another flush.
+    captured: Arc<Mutex<Option<Applied>>>,
+    /// Set while the disk refuses.
+    failing: Arc<Mutex<Option<String>>>,
+}
+
+/// A snapshot, of which only the place is kept: its bytes are read when a peer asks.
+#[derive(Debug, Clone)]
+pub struct SnapshotSource {
+    db: Arc<StateDb>,
+    shard: ShardId,
+}
+
+impl StateMachine {
+    /// Over a shard's rows, as far as they were applied.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses, or what is there is corrupt.
+    pub fn open(db: Arc<StateDb>, shard: ShardId) -> io::Result<Self> {
+        Self::with_effects(db, shard, Effects::new())
+    }
+
+    pub(crate) fn with_effects(db: Arc<StateDb>, shard: ShardId, effects: Effects) -> io::Result<Self> {
+        let applied = match db.applied(shard)? {
+            Some(bytes) => {
+                let (id, membership) = records::open_applied(&bytes)?;
+                Applied { id, membership }
+            }
+            None => Applied::default(),
+        };
+        Ok(Self {
+            db,
+            shard,
+            effects,
+            flushed: Arc::new(Mutex::new(applied.clone())),
+            applied: Arc::new(Mutex::new(applied)),
+            captured: Arc::default(),
+            failing: Arc::default(),
+        })
+    }
+
+    pub(crate) fn applied(&self) -> Applied {
+        self.applied.lock().clone()
+    }
+
+    /// Says that everything up to `applied`, captured before a flush, is on disk.
+    pub(crate) fn flushed(&self, applied: Applied) {
+        *self.flushed.lock() = applied.clone();
+        *self.captured.lock() = Some(applied);
+    }
+
+    pub(crate) fn failing(&self) -> Option<String> {
+        self.failing.lock().clone()
+    }
+
+    /// Applies entries in one batch; effects and replies follow when it is written.
+    fn apply_batch(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
+        let mut applied = self.applied();
+        let mut batch = self.db.batch(self.shard);
+        let mut replies: Vec<(ApplyResponder<Types>, Reply)> = Vec::new();
+        let mut effects = Vec::new();
+        for (Entry { log_id, payload }, responder) in entries {
+            let reply = match payload {
+                EntryPayload::Blank => Reply::default(),
+                EntryPayload::Membership(membership) => {
+                    applied.membership = StoredMembership::new(Some(log_id), membership);
+                    Reply::default()
+                }
+                EntryPayload::Normal(body) => {
+                    let entry = record::Entry::decode(body.0).map_err(records::invalid)?;
+                    apply_entry(&mut batch, &entry, &mut effects)
+                }
+            };
+            applied.id = Some(log_id);
+            replies.extend(responder.map(|responder| (responder, reply)));
+        }
+        let record = records::seal_applied(applied.id.as_ref(), &applied.membership);
+        self.effects.write_and_hand_out(effects, || self.write(batch, &record))?;
+        *self.applied.lock() = applied;
+        Ok(replies)
+    }
+
+    fn write(&self, batch: storage::Batch<'_>, record: &[u8]) -> io::Result<()> {
+        let mut result = batch.commit(record);
+        // A full disk is waited for: nothing is acknowledged meanwhile, and nothing is lost.
+        while let Err((error, rows)) = result {
+            if !error.is_no_space() {
+                return Err(error.into());
+            }
+            if self.failing.lock().replace(error.to_string()).is_none() {
+                tracing::error!(shard = %self.shard, %error, "the state can not be written; writes wait");
+            }
+            // The thread is the shards' own, and no shard could go on.
+            std::thread::park_timeout(RETRY_PAUSE);
+            result = self.db.commit_again(self.shard, rows, record);
+        }
+        if self.failing.lock().take().is_some() {
+            tracing::info!(shard = %self.shard, "the state is written again");
+        }
+        Ok(())
+    }
+}
+
+fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &mut Vec<Effect>) -> Reply {
+    let row = batch.shard();
+    let expected = Position(row.position.0 + 1);
+    if entry.position != expected {
+        // Proposed by a leader whose entries before this one were lost. All replicas refuse it alike.
+        let refusal = Refusal::WrongPosition { given: entry.position, expected };
+        return Reply(entry.commands.iter().map(|_| Outcome::Refused(refusal.clone())).collect());
+    }
+    let now = entry.now.max(row.now);
+    batch.put(
+        Key::Shard,
+        Row::Shard(ShardRow {
+            position: expected,
+            now,
+            epoch: entry.epoch,
+            machine_version: row.machine_version.max(1),
+        }),
+    );
+    let outcomes = entry.commands.iter().map(|command| {
+        let output = ::machine::apply(batch, &Input { now, command: command.clone() });
+        effects.extend(output.effects);
+        output.outcome
+    });
+    Reply(outcomes.collect())
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotData = SnapshotSource;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let applied = self.applied();
+        Ok((applied.id, applied.membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        loop {
+            let mut batch = Vec::new();
+            while batch.len() < BATCH_ENTRIES
+                && let Some(entry) = entries.next().await
+            {
+                batch.push(entry?);
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for (responder, reply) in self.apply_batch(batch)? {
+                responder.send(reply);
+            }
+        }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> io::Result<()> {
+        if Arc::ptr_eq(&snapshot.db, &self.db) && snapshot.shard == self.shard {
+            return Ok(());
+        }
+        self.db.install(self.shard, &snapshot.db, snapshot.shard)?;
+        let applied = Applied { id: meta.last_log_id, membership: meta.last_membership.clone() };
+        *self.applied.lock() = applied.clone();
+        *self.flushed.lock() = applied;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<openraft::type_config::alias::SnapshotOf<Types, SnapshotSource>>> {
+        let flushed = self.flushed.lock().clone();
+        Ok(flushed.id.is_some().then(|| self.snapshot(flushed)))
+    }
+}
+
+impl StateMachine {
+    fn snapshot(&self, of: Applied) -> openraft::type_config::alias::SnapshotOf<Types, SnapshotSource> {
+        Snapshot {
+            meta: SnapshotMeta { last_log_id: of.id, last_membership: of.membership },
+            snapshot: SnapshotSource { db: Arc::clone(&self.db), shard: self.shard },
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for StateMachine {
+    type SnapshotData = SnapshotSource;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<openraft::type_config::alias::SnapshotOf<Types, SnapshotSource>> {
+        if let Some(captured) = self.captured.lock().take() {
+            return Ok(self.snapshot(captured));
+        }
+        let applied = self.applied();
+        self.db.flush()?;
+        *self.flushed.lock() = applied.clone();
+        Ok(self.snapshot(applied))
+    }
+}

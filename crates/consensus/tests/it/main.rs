@@ -1,0 +1,4 @@
+//! Shards on a real file system.
+
+mod node;
+mod suite;

@@ -1,0 +1,302 @@
+//! One piece of work: read, evaluate, ask, propose.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use consensus::{Clock, Group, ProposeError};
+use ids::{ScopeId, Timestamp};
+use machine::{
+    Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Read as _, Refusal, Report, Resolution,
+    ResolveStep, StepDetail, StepRow, StepStatus, Work, limits,
+};
+use providers::{Request, Router};
+use serde_json::Value;
+use workflow::{Agent, Format, Spec, Task, evaluate};
+
+use crate::values::Values;
+
+/// How long to wait before an outcome is proposed again.
+const REPROPOSE_PAUSE: Duration = Duration::from_millis(50);
+
+pub(crate) struct Job {
+    pub(crate) group: Group,
+    pub(crate) router: Arc<Router>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) work: Work,
+}
+
+/// What is to be done, read from one view.
+enum Plan {
+    /// The outcome is known.
+    Resolved(Resolution),
+    /// A model has to be asked.
+    Ask { agent: Box<Agent>, request: Request, timeout_ms: u64 },
+    /// The work is no longer wanted.
+    Gone,
+}
+
+impl Job {
+    pub(crate) async fn run(self, started_at: Timestamp) {
+        let plan = match self.plan() {
+            Ok(plan) => plan,
+            Err(failure) => Plan::Resolved(self.failed(failure)),
+        };
+        let (resolution, report) = match plan {
+            Plan::Gone => return,
+            Plan::Resolved(resolution) => (resolution, None),
+            Plan::Ask { agent, request, timeout_ms } => self.ask(&agent, request, timeout_ms).await,
+        };
+        self.propose(started_at, resolution, report).await;
+    }
+
+    fn failed(&self, failure: Failure) -> Resolution {
+        Resolution::Failed { failure, random: rand::random_range(0..=1000) }
+    }
+
+    fn plan(&self) -> Result<Plan, Failure> {
+        let permanent =
+            |code: &str, error: &dyn ToString| Failure::new(FailureClass::Permanent, code, error.to_string());
+        let view = self.group.view();
+        let Some(session) = view.session(self.work.session).filter(|session| !session.status.is_ended()) else {
+            return Ok(Plan::Gone);
+        };
+        let (Some(definition), Some(row)) =
+            (view.definition(session.definition), view.step(self.work.session, self.work.step))
+        else {
+            return Ok(Plan::Gone);
+        };
+        if row.status != StepStatus::Ready || row.dispatch != self.work.dispatch {
+            return Ok(Plan::Gone);
+        }
+        let node = &definition.nodes[usize::from(self.work.step.node)];
+        let spec: Spec = serde_json::from_str(&node.spec).map_err(|error| permanent("invalid_spec", &error))?;
+        let values = Values::new(&view, self.work.session, &definition);
+        let variables = |scope: ScopeId, texts: &[&str]| {
+            let variables = values.variables(scope, texts.iter().copied());
+            variables.map_err(|error| permanent("value_unavailable", &error))
+        };
+        let evaluated = |error: evaluate::Error| permanent("evaluation_failed", &error);
+        let scope = self.work.step.scope;
+
+        if let (Some(when), StepDetail::None) = (&spec.when, row.detail) {
+            if !evaluate::condition(when, &variables(scope, &[when])?).map_err(evaluated)? {
+                return Ok(Plan::Resolved(Resolution::Skipped));
+            }
+            if matches!(node.kind, NodeKind::Fork { .. } | NodeKind::Wait(_) | NodeKind::Loop { .. }) {
+                return Ok(Plan::Resolved(Resolution::Entered));
+            }
+        }
+        let plan = match &spec.task {
+            Task::Agent(agent) => {
+                let variables = variables(scope, &[&agent.system, &agent.prompt])?;
+                let request = self.request(agent, &variables, &view, &row).map_err(evaluated)?;
+                Plan::Ask { agent: agent.clone(), request, timeout_ms: node.timeout_ms }
+            }
+            Task::Value(text) => {
+                let value = evaluate::value(text, &variables(scope, &[text])?).map_err(evaluated)?;
+                Plan::Resolved(completed(&value)?)
+            }
+            Task::Branch(conditions) => {
+                let texts: Vec<&str> = conditions.iter().map(String::as_str).collect();
+                let variables = variables(scope, &texts)?;
+                Plan::Resolved(Resolution::Chosen(choose(conditions, node, &variables).map_err(evaluated)?))
+            }
+            Task::Map(text) => {
+                let items = evaluate::list(text, &variables(scope, &[text])?).map_err(evaluated)?;
+                Plan::Resolved(expanded(&items)?)
+            }
+            Task::Loop(until) => {
+                let StepDetail::Iteration { scope, .. } = row.detail else {
+                    return Ok(Plan::Resolved(Resolution::Entered));
+                };
+                let ends = evaluate::condition(until, &variables(scope, &[until])?).map_err(evaluated)?;
+                Plan::Resolved(Resolution::Again(!ends))
+            }
+            Task::Nothing => Plan::Resolved(Resolution::Entered),
+        };
+        // A disk that can not be read is no reason to fail a step: the work is given up, and sent out again later.
+        if let Err(error) = view.check() {
+            tracing::error!(session = %self.work.session, %error, "the work's values can not be read");
+            return Ok(Plan::Gone);
+        }
+        Ok(plan)
+    }
+
+    fn request(
+        &self,
+        agent: &Agent,
+        variables: &Value,
+        view: &storage::View<'_>,
+        row: &StepRow,
+    ) -> Result<Request, evaluate::Error> {
+        let mut prompt = evaluate::render(&agent.prompt, variables)?;
+        // After an answer that could not be used, the model is told why.
+        if let Some(seq) = row.failed
+            && let Some(EventData::StepFailed { failure, .. }) =
+                view.event(self.work.session, seq).map(|event| event.data)
+            && failure.code == "malformed_output"
+        {
+            prompt.push_str("\n\nYour last answer could not be used: ");
+            prompt.push_str(&failure.message);
+        }
+        let schema = match &agent.output {
+            Format::Schema(schema) => Some(schema.clone()),
+            Format::Text | Format::Code | Format::Json => None,
+        };
+        Ok(Request {
+            model: String::new(),
+            system: evaluate::render(&agent.system, variables)?,
+            prompt,
+            json: matches!(agent.output, Format::Json | Format::Schema(_)),
+            schema,
+            max_tokens: agent.max_tokens,
+            temperature: agent.temperature,
+            idempotency_key: format!("{}/{}/{}", self.work.session, self.work.step, self.work.attempt),
+        })
+    }
+
+    async fn ask(&self, agent: &Agent, request: Request, timeout_ms: u64) -> (Resolution, Option<Report>) {
+        let deadline =
+            (timeout_ms > 0).then(|| tokio::time::Instant::now() + Duration::from_millis(timeout_ms));
+        let answer = self.router.ask(&agent.role, request, deadline).await;
+        let resolution = match answer.result {
+            Ok(completion) => match output(&agent.output, &completion.text).and_then(|value| completed(&value)) {
+                Ok(resolution) => resolution,
+                Err(failure) => self.failed(failure),
+            },
+            Err(failure) => self.failed(failure),
+        };
+        (resolution, Some(answer.report))
+    }
+
+    /// Proposes until the outcome is known, or somebody else's counts. Losing the lead ends the task.
+    async fn propose(&self, started_at: Timestamp, resolution: Resolution, report: Option<Report>) {
+        let resolve = ResolveStep {
+            session: self.work.session,
+            step: self.work.step,
+            dispatch: self.work.dispatch,
+            started_at,
+            resolution,
+            report,
+        };
+        loop {
+            match self.group.propose(Command::ResolveStep(resolve.clone())).await {
+                Ok(Outcome::Refused(Refusal::TooLarge { what, limit })) => {
+                    let message = format!("{what} is larger than {limit}");
+                    let failure = Failure::new(FailureClass::Permanent, "output_too_large", message);
+                    let failed = ResolveStep { resolution: self.failed(failure), ..resolve.clone() };
+                    let _ = self.group.propose(Command::ResolveStep(failed)).await;
+                    return;
+                }
+                Ok(Outcome::Refused(refusal)) => {
+                    tracing::debug!(session = %self.work.session, step = %self.work.step, ?refusal, "outcome refused");
+                    return;
+                }
+                Ok(_) => return,
+                Err(ProposeError::Stopped) => return,
+                Err(error) => {
+                    tracing::debug!(session = %self.work.session, %error, "proposing the outcome again");
+                    tokio::time::sleep(REPROPOSE_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn choose(conditions: &[String], node: &Node, variables: &Value) -> Result<Option<u16>, evaluate::Error> {
+    debug_assert!(matches!(node.kind, NodeKind::Branch { .. }));
+    for (case, condition) in (0u16..).zip(conditions) {
+        if evaluate::condition(condition, variables)? {
+            return Ok(Some(case));
+        }
+    }
+    Ok(None)
+}
+
+fn completed(value: &Value) -> Result<Resolution, Failure> {
+    let bytes = Bytes::from(value.to_string());
+    check_len("the output", bytes.len(), limits::VALUE_BYTES_MAX)?;
+    Ok(Resolution::Completed(bytes))
+}
+
+fn expanded(items: &[Value]) -> Result<Resolution, Failure> {
+    check_len("the list of items", items.len(), limits::MAP_ITEMS_MAX)?;
+    let items: Vec<Bytes> = items.iter().map(|item| Bytes::from(item.to_string())).collect();
+    check_len("the list of items", items.iter().map(Bytes::len).sum(), limits::VALUE_BYTES_MAX)?;
+    Ok(Resolution::Items(items))
+}
+
+fn check_len(what: &str, len: usize, limit: usize) -> Result<(), Failure> {
+    if len <= limit {
+        return Ok(());
+    }
+    let message = format!("{what} has {len}, the limit is {limit}");
+    Err(Failure::new(FailureClass::Permanent, "output_too_large", message))
+}
+
+/// What a model's text stands for. A text that is not what was asked for is tried again, with the reason.
+fn output(format: &Format, text: &str) -> Result<Value, Failure> {
+    let malformed =
+        |reason: String| Failure::new(FailureClass::Transient, "malformed_output", reason);
+    match format {
+        Format::Text => Ok(Value::String(text.to_owned())),
+        Format::Code => Ok(Value::String(without_fence(text).to_owned())),
+        Format::Json => parse(text).map_err(malformed),
+        Format::Schema(schema) => {
+            let value = parse(text).map_err(malformed)?;
+            let validator = jsonschema::validator_for(schema).map_err(|error| {
+                Failure::new(FailureClass::Permanent, "invalid_schema", error.to_string())
+            })?;
+            if let Some(error) = validator.iter_errors(&value).next() {
+                return Err(malformed(format!("at {}: {error}", error.instance_path())));
+            }
+            Ok(value)
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Value, String> {
+    serde_json::from_str(without_fence(text)).map_err(|error| format!("it is not JSON: {error}"))
+}
+
+/// The text inside one Markdown code fence around all of it, or the text.
+fn without_fence(text: &str) -> &str {
+    let trimmed = text.trim();
+    let inside = trimmed
+        .strip_prefix("```")
+        .and_then(|rest| rest.strip_suffix("```"))
+        .and_then(|rest| rest.split_once('\n'))
+        .map(|(_language, inside)| inside);
+    match inside {
+        Some(inside) if !inside.contains("\n```") => inside,
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fences_come_off_whole_texts_only() {
+        assert_eq!(without_fence("```rust\nfn main() {}\n```"), "fn main() {}\n");
+        assert_eq!(without_fence("  ```\nx\n```\n"), "x\n");
+        assert_eq!(without_fence("see ```x```"), "see ```x```");
+        let two = "```\na\n```\ntext\n```\nb\n```";
+        assert_eq!(without_fence(two), two);
+    }
+
+    #[test]
+    fn a_malformed_answer_is_tried_again_with_the_reason() {
+        let schema = Format::Schema(json!({"type": "object", "required": ["files"]}));
+        for (text, reason) in [("I am sorry", "not JSON"), ("{}", "files"), ("[1", "not JSON")] {
+            let failure = output(&schema, text).unwrap_err();
+            assert_eq!((failure.class, failure.code.as_str()), (FailureClass::Transient, "malformed_output"));
+            assert!(failure.message.contains(reason), "{}", failure.message);
+        }
+        assert_eq!(output(&schema, "```json\n{\"files\": []}\n```").unwrap(), json!({"files": []}));
+        assert_eq!(output(&Format::Text, "x").unwrap(), json!("x"));
+    }
+}

@@ -1,0 +1,49 @@
+//! The deterministic machine of a shard: commands in; events, effects and outcomes out.
+//!
+//! [`apply`] is total and synchronous. A refused command is an [`Outcome`], computed alike on every replica. Time and
+//! random numbers arrive inside the command; values (inputs, outputs, items) are JSON text that the machine stores and
+//! refers to, and never looks into. What has to look into them (templates, conditions, a model's answer) is evaluated
+//! by the leader and arrives as data.
+//!
+//! - **A command** is a request in the log, **an event** a stored fact of one session, **an effect** work asked of the
+//!   world, **an outcome** the reply.
+//! - **Invariant:** the effects emitted minus those resolved equal [`pending_effects`] after every command, so a new
+//!   leader finds all its work in the tables.
+//! - **Invariant:** a command touches `O(1 + successors made ready)` rows, whatever the size of its session.
+//! - **Absent:** I/O, clocks, randomness, serialization formats, hash maps, threads.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod apply;
+mod chain;
+mod command;
+mod definition;
+mod event;
+pub mod limits;
+mod outcome;
+mod row;
+mod tables;
+
+pub use apply::{apply, pending_effects};
+pub use chain::{chain, event_digest};
+pub use command::{
+    Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep, StartSession, Usage,
+};
+pub use definition::{
+    Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits, Wait,
+};
+pub use event::{Event, EventData, Failure, FailureClass};
+pub use outcome::{Effect, Outcome, Output, Refusal, Work};
+pub use row::{
+    Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow, SessionError, SessionRow, SessionStatus,
+    ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
+};
+pub use tables::{Key, MemoryTables, Read, Row, Tables, TimerKind};
+
+/// JSON text. The machine stores it and never looks into it.
+pub type Value = bytes::Bytes;
+
+/// The version of the rules in this crate. Changed behaviour is gated by the version in the shard's row.
+pub const MACHINE_VERSION: u32 = 1;

@@ -1,0 +1,104 @@
+//! Conversions between the domain and messages, one file per group of types.
+
+mod command;
+mod common;
+mod definition;
+mod event;
+mod row;
+
+use bytes::Bytes;
+use ids::{Epoch, Position, Timestamp};
+use machine::{Command, Key, Row};
+use prost::Message as _;
+
+use crate::envelope::{self, Error, Kind};
+use crate::storage;
+
+/// Raft's own records, as they are stored.
+pub mod raft {
+    pub use crate::storage::{
+        Applied, LogId, Membership, NodeIdentity, RaftEntry, StoredMembership, Vote,
+        membership::{Config, Member},
+        raft_entry::Payload,
+    };
+}
+pub use crate::storage::Empty;
+
+/// The body of a normal Raft entry: commands that are applied together, at one time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Which life of the shard it belongs to.
+    pub incarnation: u64,
+    /// The ownership under which it was proposed.
+    pub epoch: Epoch,
+    /// Its number in the shard.
+    pub position: Position,
+    /// The shard's time.
+    pub now: Timestamp,
+    /// The rules by which it is applied.
+    pub machine_version: u32,
+    /// What is asked, in order.
+    pub commands: Vec<Command>,
+}
+
+impl Entry {
+    /// The entry as bytes. The envelope of the Raft entry around it carries the checksum.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let message = storage::Entry {
+            incarnation: self.incarnation,
+            epoch: self.epoch.0,
+            position: self.position.0,
+            now: self.now.0,
+            machine_version: self.machine_version,
+            commands: self.commands.iter().map(command::encode).collect(),
+        };
+        message.encode_to_vec().into()
+    }
+
+    /// Reads an entry.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are no entry, or hold a kind of command that this version does not know.
+    pub fn decode(bytes: Bytes) -> Result<Self, Error> {
+        let message = storage::Entry::decode(bytes).map_err(|error| Error::Body(error.to_string()))?;
+        Ok(Self {
+            incarnation: message.incarnation,
+            epoch: Epoch(message.epoch),
+            position: Position(message.position),
+            now: Timestamp(message.now),
+            machine_version: message.machine_version,
+            commands: message.commands.into_iter().map(command::decode).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// About how many bytes a command takes in an entry.
+#[must_use]
+pub fn command_len(command: &Command) -> usize {
+    command::encode(command).encoded_len()
+}
+
+/// A row as it is stored.
+#[must_use]
+pub fn encode_row(row: &Row) -> Bytes {
+    row::encode(row)
+}
+
+/// Reads the row under a key.
+///
+/// # Errors
+///
+/// Bytes that are no row, or changed since they were written.
+pub fn decode_row(key: &Key, bytes: &[u8]) -> Result<Row, Error> {
+    row::decode(key, bytes)
+}
+
+fn seal_row(message: &impl prost::Message) -> Bytes {
+    envelope::seal(Kind::Row, message)
+}
+
+fn missing(what: &str) -> Error {
+    Error::Body(format!("{what} is missing or of an unknown kind"))
+}

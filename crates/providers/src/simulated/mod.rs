@@ -1,0 +1,210 @@
+//! A simulated vendor: real HTTP in the OpenAI-compatible and the Anthropic wire format, streaming too, with seeded
+//! latency, errors, 429s, hangs and truncated streams, and a counter of calls.
+//!
+//! It knows nothing but the request: a reply to a request with a JSON Schema is built from the schema and the words of
+//! the request, any other reply quotes the request. The same request and seed give the same reply; faults are drawn from
+//! the seed, the request and how often it was made.
+
+mod reply;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+/// How the vendor behaves. Rates are shares of calls between 0 and 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Chooses replies and faults.
+    pub seed: u64,
+    /// The shortest time to the first token, in milliseconds.
+    pub latency_min_ms: u64,
+    /// The longest time to the first token, in milliseconds.
+    pub latency_max_ms: u64,
+    /// Calls answered with 500.
+    pub error_rate: f64,
+    /// Calls answered with 429.
+    pub rate_limit_rate: f64,
+    /// Calls never answered.
+    pub hang_rate: f64,
+    /// Streams cut off in the middle.
+    pub truncate_rate: f64,
+    /// Replies to a request with a schema that are not JSON.
+    pub malformed_rate: f64,
+    /// Booleans of made-up JSON that are true.
+    pub true_rate: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            latency_min_ms: 5,
+            latency_max_ms: 40,
+            error_rate: 0.0,
+            rate_limit_rate: 0.0,
+            hang_rate: 0.0,
+            truncate_rate: 0.0,
+            malformed_rate: 0.0,
+            true_rate: 0.8,
+        }
+    }
+}
+
+/// A reply that is given, instead of one that is made up: the first rule whose text is part of the request decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What the last message must contain.
+    pub contains: String,
+    /// The reply.
+    pub reply: String,
+}
+
+/// What the vendor has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requests.
+    pub calls: u64,
+    /// Of those, answered in full.
+    pub completed: u64,
+    /// Answered with 500.
+    pub errors: u64,
+    /// Answered with 429.
+    pub rate_limits: u64,
+    /// Never answered.
+    pub hangs: u64,
+    /// Cut off.
+    pub truncated: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    calls: AtomicU64,
+    completed: AtomicU64,
+    errors: AtomicU64,
+    rate_limits: AtomicU64,
+    hangs: AtomicU64,
+    truncated: AtomicU64,
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    Error,
+    RateLimit,
+    Hang,
+    Truncate,
+    Malformed,
+}
+
+struct Vendor {
+    options: Options,
+    rules: Vec<Rule>,
+    counters: Counters,
+    /// How often each request was made, by its hash: a repetition may fare otherwise.
+    seen: Mutex<HashMap<u64, u64>>,
+}
+
+/// A running vendor. It stops when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// The URL before `chat/completions` or `messages`.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1/", self.address)
+    }
+
+    /// Where it listens. `GET /counts` answers what it has counted.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts a vendor.
+///
+/// # Errors
+///
+/// The address can not be bound.
+pub async fn serve(address: SocketAddr, options: Options, rules: Vec<Rule>) -> std::io::Result<Server> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    let vendor =
+        Arc::new(Vendor { options, rules, counters: Counters::default(), seen: Mutex::new(HashMap::new()) });
+    let task = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, wire::routes(vendor)).await {
+            tracing::error!(%error, "the simulated vendor stopped");
+        }
+    });
+    Ok(Server { address, task })
+}
+
+impl Vendor {
+    fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            calls: read(&self.counters.calls),
+            completed: read(&self.counters.completed),
+            errors: read(&self.counters.errors),
+            rate_limits: read(&self.counters.rate_limits),
+            hangs: read(&self.counters.hangs),
+            truncated: read(&self.counters.truncated),
+        }
+    }
+
+    /// Draws the fate of a call: how long it takes, and what goes wrong.
+    fn fate(&self, request_hash: u64) -> (Duration, Fault) {
+        let times = {
+            let mut seen = self.seen.lock();
+            // Bounded: what is forgotten starts over.
+            if seen.len() > 100_000 {
+                seen.clear();
+            }
+            let times = seen.entry(request_hash).or_insert(0);
+            *times += 1;
+            *times
+        };
+        let mut random = reply::Random::new(self.options.seed ^ request_hash.rotate_left(17) ^ times);
+        let span = self.options.latency_max_ms.saturating_sub(self.options.latency_min_ms);
+        let latency = self.options.latency_min_ms + if span == 0 { 0 } else { random.below(span + 1) };
+        let rates = [
+            (self.options.error_rate, Fault::Error),
+            (self.options.rate_limit_rate, Fault::RateLimit),
+            (self.options.hang_rate, Fault::Hang),
+            (self.options.truncate_rate, Fault::Truncate),
+            (self.options.malformed_rate, Fault::Malformed),
+        ];
+        let mut draw = random.share();
+        for (rate, fault) in rates {
+            if draw < rate {
+                return (Duration::from_millis(latency), fault);
+            }
+            draw -= rate;
+        }
+        (Duration::from_millis(latency), Fault::None)
+    }
+}

@@ -1,0 +1,145 @@
+//! Providers against the simulated vendor, over real HTTP.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use providers::{
+    HttpOptions, HttpProvider, Link, Prices, Provider as _, ProviderOptions, Redactor, Request, Router,
+    RouterOptions, Wire,
+    simulated::{Options, Rule, Server, serve},
+};
+use serde_json::json;
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+async fn vendor(options: Options, rules: Vec<Rule>) -> Server {
+    serve(LOOPBACK, options, rules).await.unwrap()
+}
+
+fn quick() -> Options {
+    Options { latency_min_ms: 0, latency_max_ms: 0, ..Options::default() }
+}
+
+fn provider(base_url: &str, wire: Wire, redactor: &Redactor) -> HttpProvider {
+    let options = HttpOptions {
+        wire,
+        base_url: base_url.to_owned(),
+        api_key: None,
+        connect_timeout: Duration::from_secs(2),
+        first_token_timeout: Duration::from_millis(500),
+        idle_timeout: Duration::from_millis(500),
+        simulated: true,
+    };
+    HttpProvider::new(options, redactor.clone()).unwrap()
+}
+
+fn request(prompt: &str) -> Request {
+    Request {
+        model: "gpt-simulated".into(),
+        system: "be brief".into(),
+        prompt: prompt.into(),
+        schema: None,
+        json: false,
+        max_tokens: 100,
+        temperature: None,
+        idempotency_key: "k".into(),
+    }
+}
+
+#[tokio::test]
+async fn both_wire_formats_answer_at_the_configured_url() {
+    let server = vendor(quick(), vec![Rule { contains: "ping".into(), reply: "pong".into() }]).await;
+    for wire in [Wire::OpenAi, Wire::Anthropic] {
+        let provider = provider(&server.base_url(), wire, &Redactor::default());
+        let completion = provider.complete(&request("ping?")).await.unwrap();
+        assert_eq!(completion.text, "pong", "{wire:?}");
+        assert_eq!((completion.tokens_in, completion.tokens_out), (2, 1), "{wire:?}");
+        let long = provider.complete(&request(&"word and word. ".repeat(200))).await.unwrap();
+        assert!(long.text.len() > 1000, "{wire:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_reaches_the_vendor_in_both_formats() {
+    let server = vendor(quick(), vec![]).await;
+    let schema = json!({"type": "object", "required": ["ok"], "additionalProperties": false,
+        "properties": {"ok": {"type": "boolean"}}});
+    for wire in [Wire::OpenAi, Wire::Anthropic] {
+        let provider = provider(&server.base_url(), wire, &Redactor::default());
+        let asked = Request { schema: Some(schema.clone()), json: true, ..request("is it well?") };
+        let text = provider.complete(&asked).await.unwrap().text;
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(value["ok"].is_boolean(), "{wire:?}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn every_fault_has_its_class() {
+    let cases = [
+        (Options { error_rate: 1.0, ..quick() }, "unavailable", true),
+        (Options { rate_limit_rate: 1.0, ..quick() }, "rate_limited", false),
+        (Options { hang_rate: 1.0, ..quick() }, "first_token_timeout", true),
+        (Options { truncate_rate: 1.0, ..quick() }, "truncated", true),
+    ];
+    for (options, code, unhealthy) in cases {
+        let server = vendor(options, vec![]).await;
+        for wire in [Wire::OpenAi, Wire::Anthropic] {
+            let provider = provider(&server.base_url(), wire, &Redactor::default());
+            let error = provider.complete(&request(&"long ".repeat(300))).await.unwrap_err();
+            assert_eq!((error.code, error.unhealthy), (code, unhealthy), "{wire:?}: {error}");
+        }
+    }
+    let nobody = provider("http://127.0.0.1:9/v1/", Wire::OpenAi, &Redactor::default());
+    assert_eq!(nobody.complete(&request("x")).await.unwrap_err().code, "unreachable");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_all_bounds_is_refused() {
+    let rules = vec![Rule { contains: "big".into(), reply: "x".repeat(200 << 20) }];
+    let server = vendor(quick(), rules).await;
+    let options = HttpOptions {
+        wire: Wire::OpenAi,
+        base_url: server.base_url(),
+        api_key: None,
+        connect_timeout: Duration::from_secs(5),
+        first_token_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(60),
+        simulated: true,
+    };
+    let patient = HttpProvider::new(options, Redactor::default()).unwrap();
+    let error = patient.complete(&request("big")).await.unwrap_err();
+    assert_eq!(error.code, "answer_too_large");
+}
+
+fn router(links: &[(&str, &Server)], redactor: &Redactor) -> Router {
+    let providers = links.iter().map(|(name, server)| {
+        let provider = provider(&server.base_url(), Wire::OpenAi, redactor);
+        ((*name).to_owned(), ProviderOptions { provider: Arc::new(provider), concurrency: 4 })
+    });
+    let chain = links.iter().map(|(name, _)| Link { provider: (*name).to_owned(), model: "m".into() });
+    let options = RouterOptions {
+        roles: BTreeMap::from([("default".to_owned(), chain.collect())]),
+        prices: Prices::default(),
+        breaker_threshold: 5,
+        breaker_window: Duration::from_secs(60),
+        breaker_rest: Duration::from_secs(60),
+        redactor: redactor.clone(),
+    };
+    Router::new(providers.collect(), options).unwrap()
+}
+
+#[tokio::test]
+async fn the_chain_falls_back_and_a_bad_provider_rests() {
+    let bad = vendor(Options { error_rate: 1.0, ..quick() }, vec![]).await;
+    let good = vendor(quick(), vec![]).await;
+    let router = router(&[("bad", &bad), ("good", &good)], &Redactor::default());
+    for ask in 0..8 {
+        let answer = router.ask("executor", request("hello"), None).await;
+        assert!(answer.result.is_ok());
+        let report = answer.report;
+        assert_eq!((report.provider.as_str(), report.calls.len()), ("good", 2));
+        let code = report.calls[0].failure.as_ref().unwrap().code.clone();
+        assert_eq!(code, if ask < 5 { "unavailable" } else { "circuit_open" });
+    }
+    let names: Vec<_> = router.status().into_iter().map(|status| (status.name, status.breaker.name())).collect();
+    assert_eq!(names, [("bad".to_owned(), "open"), ("good".to_owned(), "closed")]);
+}

@@ -1,0 +1,155 @@
+//! The data directory of a node: its lock and its identity.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use ids::{NodeId, RegionId};
+use proto::{
+    envelope::{self, Kind},
+    record::raft::NodeIdentity,
+};
+
+use crate::Error;
+
+/// The layout of a data directory. A newer one is refused.
+const LAYOUT: u32 = 1;
+const LAYOUT_FILE: &str = "LAYOUT";
+const LOCK_FILE: &str = "LOCK";
+const IDENTITY_FILE: &str = "identity";
+
+/// Whom a directory belongs to. Written once, when the directory is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: u128,
+    /// The node.
+    pub node: NodeId,
+    /// Its region.
+    pub region: RegionId,
+    /// How many shards the cluster has.
+    pub shards: u16,
+}
+
+/// A data directory, locked for this process until it is dropped.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    identity: Identity,
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens the directory, or makes it with `new` as its identity. Whether an existing identity is the right one is for
+    /// the caller to say.
+    ///
+    /// # Errors
+    ///
+    /// In use by another process, foreign, newer, or refused by the system.
+    pub fn open(path: &Path, new: &Identity) -> Result<Self, Error> {
+        fs::create_dir_all(path).map_err(Error::io(path))?;
+        let is_new = Self::check_layout(path)?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(Error::io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
+        }
+        let identity_path = path.join(IDENTITY_FILE);
+        let identity = if identity_path.exists() {
+            read_identity(&identity_path)?
+        } else if is_new {
+            write_synced(&identity_path, &seal(new))?;
+            write_synced(&path.join(LAYOUT_FILE), format!("{LAYOUT}\n").as_bytes())?;
+            sync_directory(path)?;
+            new.clone()
+        } else {
+            let reason = "it has a layout file but no identity".to_owned();
+            return Err(Error::Foreign { path: path.to_owned(), reason });
+        };
+        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+    }
+
+    /// Whether the directory is new. An interrupted first start is new as well.
+    fn check_layout(path: &Path) -> Result<bool, Error> {
+        let layout_path = path.join(LAYOUT_FILE);
+        if !layout_path.exists() {
+            let known = [LOCK_FILE, IDENTITY_FILE, "pid"];
+            for entry in fs::read_dir(path).map_err(Error::io(path))? {
+                let name = entry.map_err(Error::io(path))?.file_name();
+                if !known.iter().any(|known| name == *known) {
+                    let reason = format!("it has no {LAYOUT_FILE} file, but holds {}", name.display());
+                    return Err(Error::Foreign { path: path.to_owned(), reason });
+                }
+            }
+            return Ok(true);
+        }
+        let text = fs::read_to_string(&layout_path).map_err(Error::io(&layout_path))?;
+        let found = text.trim().parse().map_err(|_| Error::Foreign {
+            path: path.to_owned(),
+            reason: format!("its {LAYOUT_FILE} file does not hold a number"),
+        })?;
+        if found > LAYOUT {
+            return Err(Error::Newer { path: path.to_owned(), found, known: LAYOUT });
+        }
+        Ok(false)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whom it belongs to.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+fn seal(identity: &Identity) -> Vec<u8> {
+    let message = NodeIdentity {
+        cluster: identity.cluster.to_be_bytes().to_vec().into(),
+        node: identity.node.0,
+        region: identity.region.0.into(),
+        shards: identity.shards.into(),
+    };
+    envelope::seal(Kind::NodeIdentity, &message).to_vec()
+}
+
+fn read_identity(path: &Path) -> Result<Identity, Error> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let corrupt = |reason: String| Error::corrupt(path.display().to_string(), reason);
+    let message: NodeIdentity =
+        envelope::unseal(Kind::NodeIdentity, &bytes).map_err(|error| corrupt(error.to_string()))?;
+    let narrow = |number: u32| u16::try_from(number).map_err(|_| corrupt(format!("{number} is out of range")));
+    Ok(Identity {
+        cluster: message
+            .cluster
+            .as_ref()
+            .try_into()
+            .map(u128::from_be_bytes)
+            .map_err(|_| corrupt("a cluster's id has 16 bytes".to_owned()))?,
+        node: NodeId(message.node),
+        region: RegionId(narrow(message.region)?),
+        shards: narrow(message.shards)?,
+    })
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = File::create(path).map_err(Error::io(path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path))
+}
+
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io(path))
+}

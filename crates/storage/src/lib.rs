@@ -1,0 +1,31 @@
+//! RocksDB: the log database, the state database, keys, batches, the data directory.
+//!
+//! Two databases a node. The **log** ([`LogDb`]) holds the Raft logs of all shards: one writer thread merges everything
+//! that is queued into one batch and one fsync, then completes the callbacks. The **state** ([`StateDb`]) has no
+//! write-ahead log: every batch carries the id of the entry it applied, and what a crash takes is applied again.
+//!
+//! - **Invariant:** a callback of the log runs after its bytes are synced, in the order of the queue.
+//! - **Invariant:** rows and the applied id are in one batch of one column family, so a crash keeps a prefix of applies.
+//! - **Absent:** Raft, tokio, what a row means.
+
+mod directory;
+mod error;
+mod keys;
+mod log;
+mod state;
+
+pub use directory::{Directory, Identity};
+pub use error::Error;
+pub use keys::{decode_key, encode_key};
+pub use log::{Done, LogDb, LogOptions, LogState, ShardLog};
+pub use state::{Batch, StateDb, StateOptions, View};
+
+/// Bytes that the file system under `path` can still take.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn free_bytes(path: &std::path::Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

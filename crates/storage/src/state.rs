@@ -1,0 +1,513 @@
+//! The state database: the rows of all shards, without a write-ahead log.
+//!
+//! Keys of a shard are prefixed with its number and its incarnation ([`crate::keys`]). Keys of the node begin with `ff`:
+//! `ff 'i' ‖ shard` holds the incarnation in force, `ff 'a' ‖ shard ‖ incarnation` what it has applied of the log.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use ids::ShardId;
+use machine::{Key, Read, Row, Tables};
+use parking_lot::Mutex;
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteOptions,
+};
+
+use crate::{Error, keys};
+
+/// How the state database works.
+#[derive(Debug, Clone)]
+pub struct StateOptions {
+    /// Bytes of blocks kept in memory, all shards together.
+    pub block_cache_bytes: usize,
+    /// Decoded rows kept in memory, a shard.
+    pub cached_rows: usize,
+}
+
+/// The state database of a node.
+pub struct StateDb {
+    db: DB,
+    incarnations: Mutex<HashMap<ShardId, u32>>,
+    caches: Mutex<HashMap<ShardId, Arc<Mutex<RowCache>>>>,
+    options: StateOptions,
+}
+
+/// Rows as they are after the last batch, so that the rows a session is at work on are not read and decoded for every
+/// command. Two generations: what is not used while the young one fills is dropped with the old one.
+struct RowCache {
+    young: HashMap<Key, Row>,
+    old: HashMap<Key, Row>,
+    limit: usize,
+}
+
+impl RowCache {
+    fn get(&mut self, key: &Key) -> Option<Row> {
+        if let Some(row) = self.young.get(key) {
+            return Some(row.clone());
+        }
+        let (key, row) = self.old.remove_entry(key)?;
+        self.insert(key, row.clone());
+        Some(row)
+    }
+
+    fn insert(&mut self, key: Key, row: Row) {
+        if self.young.len() >= self.limit / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, row);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+
+    fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+}
+
+/// Whether a row is worth keeping decoded: those that are read again by the next commands of their session.
+fn is_hot(key: &Key) -> bool {
+    matches!(key, Key::Shard | Key::Definition(_) | Key::Session(_) | Key::Scope(..) | Key::Step(..))
+}
+
+impl StateDb {
+    /// Opens the database.
+    ///
+    /// # Errors
+    ///
+    /// Corrupt, or refused by the system.
+    pub fn open(path: &Path, options: StateOptions) -> Result<Self, Error> {
+        let mut db_options = Options::default();
+        db_options.create_if_missing(true);
+        db_options.set_write_buffer_size(64 << 20);
+        db_options.set_max_write_buffer_number(4);
+        db_options.set_max_manifest_file_size(32 << 20);
+        db_options.set_compression_type(DBCompressionType::Lz4);
+        db_options.set_max_background_jobs(2);
+        db_options.set_keep_log_file_num(4);
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
+        table.set_bloom_filter(10.0, false);
+        table.set_cache_index_and_filter_blocks(true);
+        db_options.set_block_based_table_factory(&table);
+        let db = DB::open(&db_options, path)?;
+        let mut incarnations = HashMap::new();
+        for item in db.iterator(IteratorMode::From(b"\xffi", rocksdb::Direction::Forward)) {
+            let (key, value) = item?;
+            let Some(shard) = key.strip_prefix(b"\xffi").and_then(|shard| <[u8; 2]>::try_from(shard).ok()) else {
+                break;
+            };
+            let incarnation = <[u8; 4]>::try_from(&*value)
+                .map_err(|_| Error::corrupt("state, incarnation of a shard", "not a number"))?;
+            incarnations.insert(ShardId(u16::from_be_bytes(shard)), u32::from_be_bytes(incarnation));
+        }
+        Ok(Self { db, incarnations: Mutex::new(incarnations), caches: Mutex::default(), options })
+    }
+
+    fn incarnation(&self, shard: ShardId) -> u32 {
+        self.incarnations.lock().get(&shard).copied().unwrap_or(0)
+    }
+
+    fn cache(&self, shard: ShardId) -> Arc<Mutex<RowCache>> {
+        let mut caches = self.caches.lock();
+        let cache = caches.entry(shard).or_insert_with(|| {
+            let limit = self.options.cached_rows;
+            Arc::new(Mutex::new(RowCache { young: HashMap::new(), old: HashMap::new(), limit }))
+        });
+        Arc::clone(cache)
+    }
+
+    /// What a shard has applied of the log: the record that came with its last batch.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub fn applied(&self, shard: ShardId) -> Result<Option<Bytes>, Error> {
+        Ok(self.db.get(applied_key(shard, self.incarnation(shard)))?.map(Bytes::from))
+    }
+
+    /// A batch over a shard. There is one at a time.
+    #[must_use]
+    pub fn batch(&self, shard: ShardId) -> Batch<'_> {
+        Batch {
+            db: self,
+            prefix: keys::prefix(shard, self.incarnation(shard)),
+            shard,
+            cache: self.cache(shard),
+            overlay: RefCell::new(BTreeMap::new()),
+            error: Cell::new(None),
+        }
+    }
+
+    /// A view of a shard as it is now.
+    #[must_use]
+    pub fn view(&self, shard: ShardId) -> View<'_> {
+        View {
+            snapshot: self.db.snapshot(),
+            prefix: keys::prefix(shard, self.incarnation(shard)),
+            error: Cell::new(None),
+        }
+    }
+
+    /// Makes everything applied so far durable.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub fn flush(&self) -> Result<(), Error> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        Ok(self.db.flush_opt(&options)?)
+    }
+
+    /// About how many bytes a crash would have to apply again.
+    #[must_use]
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.db.property_int_value("rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0)
+    }
+
+    /// Bytes of table files.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.db.property_int_value("rocksdb.total-sst-files-size").ok().flatten().unwrap_or(0)
+    }
+
+    /// Replaces a shard's rows by those of a shard of another database, as they are now, with what they have applied.
+    /// They go into a new incarnation; the pointer flips last, and is flushed before this returns.
+    ///
+    /// # Errors
+    ///
+    /// A disk refuses. The old rows stay in force.
+    pub fn install(&self, shard: ShardId, source: &Self, source_shard: ShardId) -> Result<(), Error> {
+        let (old, new) = (self.incarnation(shard), self.incarnation(shard) + 1);
+        let source_incarnation = source.incarnation(source_shard);
+        let snapshot = source.db.snapshot();
+        let (from, to) = (keys::prefix(source_shard, source_incarnation), keys::prefix(shard, new));
+        self.remove(shard, new)?;
+        let mut batch = WriteBatch::default();
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(keys::prefix(source_shard, source_incarnation + 1));
+        for item in snapshot.iterator_opt(IteratorMode::From(&from, rocksdb::Direction::Forward), options) {
+            let (key, value) = item?;
+            batch.put([&to[..], &key[from.len()..]].concat(), value);
+            if batch.size_in_bytes() > 1 << 20 {
+                self.write(std::mem::take(&mut batch))?;
+            }
+        }
+        if let Some(applied) = snapshot.get(applied_key(source_shard, source_incarnation))? {
+            batch.put(applied_key(shard, new), applied);
+        }
+        self.write(batch)?;
+        self.flush()?;
+        let mut pointer = WriteBatch::default();
+        pointer.put(incarnation_key(shard), new.to_be_bytes());
+        self.write(pointer)?;
+        self.flush()?;
+        self.incarnations.lock().insert(shard, new);
+        self.cache(shard).lock().clear();
+        self.remove(shard, old)
+    }
+
+    fn remove(&self, shard: ShardId, incarnation: u32) -> Result<(), Error> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range(keys::prefix(shard, incarnation), keys::prefix(shard, incarnation + 1));
+        batch.delete(applied_key(shard, incarnation));
+        self.write(batch)
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), Error> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.db.write_opt(batch, &options)?)
+    }
+}
+
+impl fmt::Debug for StateDb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateDb").field("path", &self.db.path()).finish_non_exhaustive()
+    }
+}
+
+fn applied_key(shard: ShardId, incarnation: u32) -> Vec<u8> {
+    [b"\xffa".as_slice(), &keys::prefix(shard, incarnation)].concat()
+}
+
+fn incarnation_key(shard: ShardId) -> Vec<u8> {
+    [b"\xffi".as_slice(), &shard.0.to_be_bytes()].concat()
+}
+
+fn decode(key: &Key, bytes: &[u8]) -> Result<Row, Error> {
+    proto::record::decode_row(key, bytes).map_err(|error| Error::corrupt(format!("state, {key:?}"), error))
+}
+
+/// Reads and writes of one apply. Nothing is written before [`Batch::commit`].
+pub struct Batch<'a> {
+    db: &'a StateDb,
+    prefix: [u8; 6],
+    shard: ShardId,
+    cache: Arc<Mutex<RowCache>>,
+    overlay: RefCell<BTreeMap<Key, Option<Row>>>,
+    error: Cell<Option<Error>>,
+}
+
+impl Batch<'_> {
+    /// Writes the rows and, with them, what has been applied.
+    ///
+    /// # Errors
+    ///
+    /// The first error of a read, or the disk refuses. Nothing is written.
+    pub fn commit(self, applied: &[u8]) -> Result<(), (Error, Uncommitted)> {
+        let uncommitted = Uncommitted(self.overlay.into_inner());
+        if let Some(error) = self.error.take() {
+            return Err((error, uncommitted));
+        }
+        let (db, shard) = (self.db, self.shard);
+        match write_rows(db, self.prefix, shard, &uncommitted, applied) {
+            Ok(()) => {
+                keep(&mut self.cache.lock(), uncommitted);
+                Ok(())
+            }
+            Err(error) => Err((error, uncommitted)),
+        }
+    }
+
+    fn full_key(&self, key: &Key) -> Vec<u8> {
+        [&self.prefix[..], &keys::encode_key(key)].concat()
+    }
+}
+
+/// Rows that could not be written yet.
+#[derive(Debug)]
+pub struct Uncommitted(BTreeMap<Key, Option<Row>>);
+
+impl StateDb {
+    /// Tries again to write what [`Batch::commit`] could not.
+    ///
+    /// # Errors
+    ///
+    /// The disk still refuses.
+    pub fn commit_again(
+        &self,
+        shard: ShardId,
+        rows: Uncommitted,
+        applied: &[u8],
+    ) -> Result<(), (Error, Uncommitted)> {
+        let prefix = keys::prefix(shard, self.incarnation(shard));
+        match write_rows(self, prefix, shard, &rows, applied) {
+            Ok(()) => {
+                keep(&mut self.cache(shard).lock(), rows);
+                Ok(())
+            }
+            Err(error) => Err((error, rows)),
+        }
+    }
+}
+
+fn write_rows(
+    db: &StateDb,
+    prefix: [u8; 6],
+    shard: ShardId,
+    rows: &Uncommitted,
+    applied: &[u8],
+) -> Result<(), Error> {
+    let mut batch = WriteBatch::default();
+    let mut full = prefix.to_vec();
+    for (key, row) in &rows.0 {
+        full.truncate(prefix.len());
+        full.extend_from_slice(&keys::encode_key(key));
+        match row {
+            Some(row) => batch.put(&full, proto::record::encode_row(row)),
+            None => batch.delete(&full),
+        }
+    }
+    batch.put(applied_key(shard, db.incarnation(shard)), applied);
+    db.write(batch)
+}
+
+fn keep(cache: &mut RowCache, rows: Uncommitted) {
+    for (key, row) in rows.0 {
+        if !is_hot(&key) {
+            continue;
+        }
+        match row {
+            Some(row) => cache.insert(key, row),
+            None => cache.remove(&key),
+        }
+    }
+}
+
+impl Read for Batch<'_> {
+    fn get(&self, key: &Key) -> Option<Row> {
+        if let Some(row) = self.overlay.borrow().get(key) {
+            return row.clone();
+        }
+        if is_hot(key)
+            && let Some(row) = self.cache.lock().get(key)
+        {
+            return Some(row);
+        }
+        let read = match self.db.db.get_pinned(self.full_key(key)) {
+            Ok(Some(bytes)) => decode(key, &bytes).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        match read {
+            Ok(row) => {
+                if let (true, Some(row)) = (is_hot(key), &row) {
+                    self.cache.lock().insert(key.clone(), row.clone());
+                }
+                row
+            }
+            Err(error) => keep_first(&self.error, error),
+        }
+    }
+
+    fn scan(&self, from: &Key, to: &Key, limit: usize) -> Vec<(Key, Row)> {
+        let overlay = self.overlay.borrow();
+        if from >= to {
+            return Vec::new();
+        }
+        let mut ours = overlay.range(from.clone()..to.clone()).peekable();
+        let mut stored = scan_db(&self.db.db, &self.prefix, from, to).peekable();
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let take_ours = match (ours.peek(), stored.peek()) {
+                (None, None) => break,
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (Some((ours, _)), Some(Ok((stored, _)))) => *ours <= stored,
+                (Some(_), Some(Err(_))) => false,
+            };
+            if take_ours {
+                let Some((key, row)) = ours.next() else { break };
+                if matches!(stored.peek(), Some(Ok((stored, _))) if stored == key) {
+                    stored.next();
+                }
+                if let Some(row) = row {
+                    found.push((key.clone(), row.clone()));
+                }
+                continue;
+            }
+            match stored.next() {
+                Some(Ok(row)) => found.push(row),
+                Some(Err(error)) => {
+                    keep_first::<()>(&self.error, error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        found
+    }
+}
+
+impl Tables for Batch<'_> {
+    fn put(&mut self, key: Key, row: Row) {
+        self.overlay.get_mut().insert(key, Some(row));
+    }
+
+    fn delete(&mut self, key: &Key) {
+        self.overlay.get_mut().insert(key.clone(), None);
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("shard", &self.shard).finish_non_exhaustive()
+    }
+}
+
+/// A shard as it was at one moment.
+pub struct View<'a> {
+    snapshot: Snapshot<'a>,
+    prefix: [u8; 6],
+    error: Cell<Option<Error>>,
+}
+
+impl View<'_> {
+    /// The first error of a read. Has to be asked before what was read is used.
+    ///
+    /// # Errors
+    ///
+    /// That error.
+    pub fn check(&self) -> Result<(), Error> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Read for View<'_> {
+    fn get(&self, key: &Key) -> Option<Row> {
+        let full = [&self.prefix[..], &keys::encode_key(key)].concat();
+        let read = match self.snapshot.get_pinned(full) {
+            Ok(Some(bytes)) => decode(key, &bytes).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        read.unwrap_or_else(|error| keep_first(&self.error, error))
+    }
+
+    fn scan(&self, from: &Key, to: &Key, limit: usize) -> Vec<(Key, Row)> {
+        if from >= to {
+            return Vec::new();
+        }
+        let rows = scan_db(&self.snapshot, &self.prefix, from, to);
+        rows.take(limit).map_while(|row| row.map_err(|error| keep_first::<()>(&self.error, error)).ok()).collect()
+    }
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").finish_non_exhaustive()
+    }
+}
+
+fn keep_first<T>(slot: &Cell<Option<Error>>, error: Error) -> Option<T> {
+    slot.set(Some(slot.take().unwrap_or(error)));
+    None
+}
+
+/// What can be iterated: the database, or a snapshot of it.
+trait Iterate {
+    fn iterate(&self, from: &[u8], options: ReadOptions) -> rocksdb::DBIterator<'_>;
+}
+
+impl Iterate for DB {
+    fn iterate(&self, from: &[u8], options: ReadOptions) -> rocksdb::DBIterator<'_> {
+        self.iterator_opt(IteratorMode::From(from, rocksdb::Direction::Forward), options)
+    }
+}
+
+impl Iterate for Snapshot<'_> {
+    fn iterate(&self, from: &[u8], options: ReadOptions) -> rocksdb::DBIterator<'_> {
+        self.iterator_opt(IteratorMode::From(from, rocksdb::Direction::Forward), options)
+    }
+}
+
+fn scan_db<'a>(
+    source: &'a impl Iterate,
+    prefix: &'a [u8; 6],
+    from: &Key,
+    to: &Key,
+) -> impl Iterator<Item = Result<(Key, Row), Error>> + 'a {
+    let from = [&prefix[..], &keys::encode_key(from)].concat();
+    let to = [&prefix[..], &keys::encode_key(to)].concat();
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(to);
+    source.iterate(&from, options).map(move |item| {
+        let (bytes, value) = item?;
+        let key = keys::decode_key(&bytes[prefix.len()..])
+            .ok_or_else(|| Error::corrupt(format!("state, key {bytes:02x?}"), "not a key"))?;
+        let row = decode(&key, &value)?;
+        Ok((key, row))
+    })
+}

@@ -1,0 +1,157 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ids::{Digest, Position, RegionId, Seq, SessionId, ShardId, Timestamp};
+use machine::{Key, Read as _, Row, ShardRow, Tables as _, TimerKind, WorkflowRow};
+use proptest::prelude::*;
+use storage::{Error, StateDb, StateOptions};
+
+fn open(path: &std::path::Path) -> StateDb {
+    StateDb::open(path, StateOptions { block_cache_bytes: 1 << 20, cached_rows: 8 }).unwrap()
+}
+
+fn session(unique: u128) -> SessionId {
+    SessionId::new(RegionId(0), ShardId(0), unique)
+}
+
+#[test]
+fn a_crash_keeps_what_was_flushed_with_what_was_applied() {
+    let temp = tempfile::tempdir().unwrap();
+    let shard = ShardId(3);
+    {
+        let db = open(temp.path());
+        for position in 1..=2u64 {
+            let mut batch = db.batch(shard);
+            batch.put(Key::Shard, Row::Shard(ShardRow { position: Position(position), ..ShardRow::default() }));
+            batch.commit(format!("applied {position}").as_bytes()).unwrap();
+            if position == 1 {
+                db.flush().unwrap();
+            }
+        }
+        assert_eq!(db.view(shard).shard().position, Position(2));
+        assert_eq!(db.applied(shard).unwrap().unwrap(), "applied 2");
+        // Not closed: a clean close would flush.
+        std::mem::forget(db);
+    }
+    std::fs::remove_file(temp.path().join("LOCK")).ok();
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(temp.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let db = open(copy.path());
+    assert_eq!(db.view(shard).shard().position, Position(1));
+    assert_eq!(db.applied(shard).unwrap().unwrap(), "applied 1");
+}
+
+#[test]
+fn a_view_stays_as_it_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(temp.path());
+    let key = Key::Item(session(1), ids::StepId::default(), 0);
+    let mut batch = db.batch(ShardId(0));
+    batch.put(key.clone(), Row::Item(Bytes::from_static(b"1")));
+    batch.commit(b"").unwrap();
+    let view = db.view(ShardId(0));
+    let mut batch = db.batch(ShardId(0));
+    batch.delete(&key);
+    batch.commit(b"").unwrap();
+    assert!(view.get(&key).is_some());
+    assert!(db.view(ShardId(0)).get(&key).is_none());
+    view.check().unwrap();
+}
+
+#[test]
+fn installing_replaces_all_rows() {
+    let temps = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [source, target] = [open(temps[0].path()), open(temps[1].path())];
+    for (db, unique, applied) in [(&source, 1, "source"), (&target, 2, "target")] {
+        let mut batch = db.batch(ShardId(5));
+        batch.put(Key::SignalId(session(unique), 1), Row::Present);
+        batch.commit(applied.as_bytes()).unwrap();
+    }
+    target.install(ShardId(5), &source, ShardId(5)).unwrap();
+    assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
+    assert!(target.view(ShardId(5)).get(&Key::SignalId(session(2), 1)).is_none());
+    assert_eq!(target.applied(ShardId(5)).unwrap().unwrap(), "source");
+    drop(target);
+    let target = open(temps[1].path());
+    assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
+}
+
+#[test]
+fn a_row_that_changed_on_disk_is_an_error() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(temp.path());
+    let key = Key::Workflow("t".into(), "w".into());
+    let row = Row::Workflow(WorkflowRow { definition: Digest([7; 32]), version: 1, applied_at: Timestamp(1) });
+    let mut bytes = proto::record::encode_row(&row).to_vec();
+    assert_eq!(proto::record::decode_row(&key, &bytes), Ok(row.clone()));
+    *bytes.last_mut().unwrap() ^= 1;
+    assert!(proto::record::decode_row(&key, &bytes).is_err());
+    let mut batch = db.batch(ShardId(0));
+    batch.put(key.clone(), row);
+    assert!(batch.commit(b"").is_ok());
+    assert!(matches!(Error::Corrupt { place: String::new(), reason: String::new() }, Error::Corrupt { .. }));
+}
+
+/// The batch over RocksDB reads like the tables in memory, whatever was written before and in it.
+#[derive(Debug, Clone)]
+enum Op {
+    Put(u8, u8),
+    Delete(u8),
+    Commit,
+}
+
+fn key(number: u8) -> Key {
+    match number % 3 {
+        0 => Key::Timer(Timestamp(u64::from(number)), session(1), TimerKind::Retention),
+        1 => Key::Event(session(u128::from(number / 16)), Seq(u64::from(number))),
+        _ => Key::Signal(session(2), format!("s{}", number / 8), Seq(u64::from(number))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_batch_reads_like_memory(ops in proptest::collection::vec(prop_oneof![
+        (0u8..40, any::<u8>()).prop_map(|(key, value)| Op::Put(key, value)),
+        (0u8..40).prop_map(Op::Delete),
+        Just(Op::Commit),
+    ], 1..60), limit in 1usize..20) {
+        let temp = tempfile::tempdir().unwrap();
+        let db = Arc::new(open(temp.path()));
+        let mut memory = machine::MemoryTables::default();
+        let mut batch = db.batch(ShardId(0));
+        let row = |key: &Key, value: u8| match key {
+            Key::Event(_, seq) => {
+                let data = machine::EventData::ItemFailed { index: value.into() };
+                Row::Event(machine::Event { seq: *seq, at: Timestamp(0), step: None, data }, Digest::default())
+            }
+            _ => Row::Present,
+        };
+        for op in ops {
+            match op {
+                Op::Put(number, value) => {
+                    let key = key(number);
+                    memory.put(key.clone(), row(&key, value));
+                    batch.put(key.clone(), row(&key, value));
+                }
+                Op::Delete(number) => {
+                    memory.delete(&key(number));
+                    batch.delete(&key(number));
+                }
+                Op::Commit => {
+                    prop_assert!(batch.commit(b"").is_ok());
+                    batch = db.batch(ShardId(0));
+                }
+            }
+            for number in [0, 1, 2, 17, 39] {
+                prop_assert_eq!(batch.get(&key(number)), memory.get(&key(number)));
+            }
+            for (from, to) in [(Key::Shard, Key::ByTenant(String::new(), 0, session(0))), (key(1), key(37)), (key(2), key(38))] {
+                prop_assert_eq!(batch.scan(&from, &to, limit), memory.scan(&from, &to, limit));
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Evaluation of templates and expressions against the values of a session. On the leader only.
+
+use std::collections::HashMap;
+
+use cel::{Context, objects::Key};
+use serde_json::Value;
+
+use crate::expression;
+
+/// Bytes of a rendered template.
+pub const RENDERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Why a text could not be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The template failed: an undefined value, too many steps.
+    #[error("template: {0}")]
+    Template(String),
+    /// The expression failed.
+    #[error("expression `{expression}`: {reason}")]
+    Expression {
+        /// The expression, as written.
+        expression: String,
+        /// Why.
+        reason: String,
+    },
+    /// The expression's value is of another type.
+    #[error("expression `{expression}`: expected {expected}, found {found}")]
+    Type {
+        /// The expression, as written.
+        expression: String,
+        /// The type that is needed.
+        expected: &'static str,
+        /// What there is, cut.
+        found: String,
+    },
+}
+
+/// Renders a template.
+///
+/// # Errors
+///
+/// An undefined value, a filter that fails, or more work than a template may do.
+pub fn render(template: &str, variables: &Value) -> Result<String, Error> {
+    let mut environment = expression::environment();
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    let text = environment
+        .render_str(template, minijinja::Value::from(minijinja::value::Serde(variables)))
+        .map_err(|error| Error::Template(error.to_string()))?;
+    if text.len() > RENDERED_BYTES_MAX {
+        return Err(Error::Template(format!("renders to more than {RENDERED_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+/// Evaluates an expression (CEL).
+///
+/// # Errors
+///
+/// A syntax error, an unknown field, or an operator on the wrong types.
+pub fn value(text: &str, variables: &Value) -> Result<Value, Error> {
+    let fail = |reason: String| Error::Expression { expression: text.to_owned(), reason };
+    let program = expression::program(text).map_err(fail)?;
+    let mut context = Context::default();
+    if let Value::Object(variables) = variables {
+        for (name, value) in variables {
+            context.add_variable_from_value(name.clone(), to_cel(value));
+        }
+    }
+    let value = program.execute(&context).map_err(|error| fail(error.to_string()))?;
+    value.json().map_err(|error| fail(error.to_string()))
+}
+
+/// Evaluates a condition.
+///
+/// # Errors
+///
+/// As [`value`], and for a value that is neither true nor false.
+pub fn condition(text: &str, variables: &Value) -> Result<bool, Error> {
+    match value(text, variables)? {
+        Value::Bool(holds) => Ok(holds),
+        other => Err(type_error(text, "true or false", &other)),
+    }
+}
+
+/// Evaluates a list.
+///
+/// # Errors
+///
+/// As [`value`], and for a value that is not a list.
+pub fn list(text: &str, variables: &Value) -> Result<Vec<Value>, Error> {
+    match value(text, variables)? {
+        Value::Array(items) => Ok(items),
+        other => Err(type_error(text, "a list", &other)),
+    }
+}
+
+fn type_error(text: &str, expected: &'static str, found: &Value) -> Error {
+    Error::Type { expression: text.to_owned(), expected, found: found.to_string().chars().take(100).collect() }
+}
+
+/// JSON numbers become integers where they are whole, so that `x > 3` compares like with like.
+fn to_cel(value: &Value) -> cel::Value {
+    match value {
+        Value::Null => cel::Value::Null,
+        Value::Bool(value) => cel::Value::Bool(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(number) => cel::Value::Int(number),
+            None => cel::Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => cel::Value::from(text.as_str()),
+        Value::Array(items) => cel::Value::List(items.iter().map(to_cel).collect::<Vec<_>>().into()),
+        Value::Object(fields) => {
+            let map: HashMap<Key, cel::Value> =
+                fields.iter().map(|(key, value)| (Key::from(key.as_str()), to_cel(value))).collect();
+            cel::Value::Map(map.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn evaluates() {
+        let variables = json!({"input": {"n": 3, "files": [{"path": "a"}, {"path": "b"}]}, "last": null});
+        assert_eq!(value("input.files.map(f, f.path)", &variables).unwrap(), json!(["a", "b"]));
+        assert!(condition("input.n > 2 && last == null", &variables).unwrap());
+        assert!(matches!(condition("input.n", &variables), Err(Error::Type { .. })));
+        assert!(matches!(list("input.n", &variables), Err(Error::Type { .. })));
+        assert!(value("input.missing.x", &variables).is_err());
+        assert_eq!(render("{{ input.n }} < & {{ input.files[1].path }}", &variables).unwrap(), "3 < & b");
+        assert!(render("{{ input.missing }}", &variables).is_err());
+    }
+
+    #[test]
+    fn a_template_that_loops_is_stopped() {
+        let template = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
+        let error = render(template, &json!({})).unwrap_err().to_string();
+        assert!(error.contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn and_binds_tighter_than_or() {
+        let variables = json!({"input": {"a": true, "b": false, "c": false}});
+        assert!(condition("input.a || input.b && input.c", &variables).unwrap());
+    }
+}
