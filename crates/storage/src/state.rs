@@ -155,6 +155,7 @@ impl StateDb {
         View {
             snapshot: self.db.snapshot(),
             prefix: keys::prefix(shard, self.incarnation(shard)),
+            cache: self.cache(shard),
             error: Cell::new(None),
         }
     }
@@ -431,6 +432,7 @@ impl fmt::Debug for Batch<'_> {
 pub struct View<'a> {
     snapshot: Snapshot<'a>,
     prefix: [u8; 6],
+    cache: Arc<Mutex<RowCache>>,
     error: Cell<Option<Error>>,
 }
 
@@ -447,13 +449,22 @@ impl View<'_> {
 
 impl Read for View<'_> {
     fn get(&self, key: &Key) -> Option<Row> {
+        // Definitions are addressed by their content: one that is cached is the one that is stored.
+        let is_definition = matches!(key, Key::Definition(_));
+        if is_definition && let Some(row) = self.cache.lock().get(key) {
+            return Some(row);
+        }
         let full = [&self.prefix[..], &keys::encode_key(key)].concat();
         let read = match self.snapshot.get_pinned(full) {
             Ok(Some(bytes)) => decode(key, &bytes).map(Some),
             Ok(None) => Ok(None),
             Err(error) => Err(error.into()),
         };
-        read.unwrap_or_else(|error| keep_first(&self.error, error))
+        let row = read.unwrap_or_else(|error| keep_first(&self.error, error));
+        if is_definition && let Some(row) = &row {
+            self.cache.lock().insert(key.clone(), row.clone());
+        }
+        row
     }
 
     fn scan(&self, from: &Key, to: &Key, limit: usize) -> Vec<(Key, Row)> {

@@ -1,0 +1,89 @@
+//! `audit` and `export`.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use crate::{
+    Remote,
+    client::Client,
+    output::{Format, json, line, text},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Checks the hash chain over the events of sessions. Exit code 4 if one is broken.
+    Verify {
+        /// The sessions; all if none is named.
+        ids: Vec<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The sessions; all if none is named.
+    ids: Vec<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Verify { ids, remote } = command;
+    let client = remote.client()?;
+    let mut broken = 0;
+    for id in ids_or_all(&client, ids).await? {
+        let verified = client.get(&format!("/v1/sessions/{id}/audit")).await?;
+        let intact = verified["intact"].as_bool() == Some(true);
+        broken += usize::from(!intact);
+        match (remote.output, intact) {
+            (Format::Json, _) => json(&verified),
+            (Format::Table, true) => {
+                line(format!("{id}: intact, {} events, head {}", verified["events"], text(&verified["head"])));
+            }
+            (Format::Table, false) => {
+                line(format!("{id}: BROKEN at event {}", text(&verified["first_broken_seq"])));
+            }
+        }
+    }
+    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::from(4) })
+}
+
+pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
+    let client = args.remote.client()?;
+    for id in ids_or_all(&client, args.ids).await? {
+        let mut session = client.get(&format!("/v1/sessions/{id}")).await?;
+        let (mut events, mut next) = (Vec::<Value>::new(), 0);
+        loop {
+            let page = client.get(&format!("/v1/sessions/{id}/events?from={next}")).await?;
+            let found = page["events"].as_array().cloned().unwrap_or_default();
+            if found.is_empty() {
+                break;
+            }
+            next = page["next"].as_u64().context("the answer has no `next`")?;
+            events.extend(found);
+        }
+        session["events"] = events.into();
+        line(session);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ids_or_all(client: &Client, ids: Vec<String>) -> anyhow::Result<Vec<String>> {
+    if !ids.is_empty() {
+        return Ok(ids);
+    }
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = client.get(&format!("/v1/sessions?limit=500{cursor}")).await?;
+        let sessions = page["sessions"].as_array().cloned().unwrap_or_default();
+        all.extend(sessions.iter().filter_map(|session| session["id"].as_str().map(str::to_owned)));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(all),
+        }
+    }
+}

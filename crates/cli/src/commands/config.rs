@@ -1,0 +1,38 @@
+//! `config`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Subcommand;
+use server::Config;
+
+use crate::output::line;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Checks a configuration file and the environment.
+    Check {
+        /// The file.
+        #[arg(env = "ORCHESTRA_CONFIG")]
+        file: Option<PathBuf>,
+    },
+    /// Prints the configuration in force, without secrets.
+    Print {
+        /// The file.
+        #[arg(env = "ORCHESTRA_CONFIG")]
+        file: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Check { file } => {
+            Config::load(file.as_deref())?;
+            for variable in Config::unknown_variables() {
+                line(format!("warning: nothing reads {variable}"));
+            }
+            line("the configuration is valid");
+        }
+        Command::Print { file } => line(Config::load(file.as_deref())?.print()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,9 @@
+//! One file a group of commands.
+
+pub(crate) mod audit;
+pub(crate) mod cluster;
+pub(crate) mod config;
+pub(crate) mod node;
+pub(crate) mod sessions;
+pub(crate) mod start;
+pub(crate) mod workflows;

@@ -1,0 +1,142 @@
+//! `dev` and `node`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use server::{Config, Server, config::LogFormat};
+use tracing_subscriber::EnvFilter;
+
+use crate::output::line;
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// Where data is kept.
+    #[arg(long, default_value = "orchestra-dev")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Where data is kept.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// The configuration file (TOML).
+    #[arg(long, env = "ORCHESTRA_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where HTTP listens.
+    #[arg(long)]
+    http: Option<SocketAddr>,
+    /// Where gRPC listens.
+    #[arg(long)]
+    grpc: Option<SocketAddr>,
+    /// Allows to listen beyond loopback without TLS.
+    #[arg(long)]
+    insecure: bool,
+    /// Replies of the simulated vendor: a JSON list of {"contains", "reply"}.
+    #[arg(long)]
+    replies: Option<PathBuf>,
+}
+
+/// What `dev` lays out below its directory, for the one node of the one region.
+fn dev_directory(data_dir: &std::path::Path) -> PathBuf {
+    data_dir.join("region-0").join("node-0")
+}
+
+pub(crate) async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
+    let mut config = load(&args.common)?;
+    config.node.data_dir = dev_directory(&args.data_dir);
+    let simulated = config.providers.is_empty();
+    let directory = config.node.data_dir.display().to_string();
+    let server = start(&mut config, &args.common).await?;
+    let url = format!("http://{}", server.http());
+    let flag = if server.http().port() == 7100 { String::new() } else { format!(" --url {url}") };
+    line(format!("orchestra dev is ready\n\n  HTTP  {url}\n  gRPC  http://{}\n  data  {directory}", server.grpc()));
+    match server.vendor() {
+        Some(vendor) if simulated => line(format!(
+            "  vendor  http://{vendor} (SIMULATED: no provider is configured, so answers are made up)"
+        )),
+        _ => {}
+    }
+    line(format!(
+        "\nNext:\n  orchestra start \"Add a health endpoint\" --workdir . --out ./out --wait{flag}\n  \
+         orchestra sessions list{flag}\n  orchestra sessions describe <id>{flag}\n"
+    ));
+    serve(server, &config).await
+}
+
+pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
+    let mut config = load(&args.common)?;
+    if let Some(data_dir) = args.data_dir {
+        config.node.data_dir = data_dir;
+    }
+    let server = start(&mut config, &args.common).await?;
+    tracing::info!(http = %server.http(), grpc = %server.grpc(), "ready");
+    serve(server, &config).await
+}
+
+fn load(args: &CommonArgs) -> anyhow::Result<Config> {
+    let mut config = Config::load(args.config.as_deref())?;
+    if let Some(http) = args.http {
+        config.node.http = http;
+    }
+    if let Some(grpc) = args.grpc {
+        config.node.grpc = grpc;
+    }
+    config.node.insecure |= args.insecure;
+    if let Some(replies) = &args.replies {
+        if !config.providers.is_empty() {
+            anyhow::bail!("--replies is for the simulated vendor, but providers are configured");
+        }
+        config.simulated.replies = Some(replies.clone());
+    }
+    config.check()?;
+    Ok(config)
+}
+
+async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
+    init_logging(&config.log)?;
+    for variable in Config::unknown_variables() {
+        tracing::warn!(%variable, "nothing reads this variable");
+    }
+    let server = Server::start(config.clone()).await?;
+    let pid_file = config.node.data_dir.join("pid");
+    std::fs::write(&pid_file, format!("{}\n", std::process::id()))
+        .with_context(|| pid_file.display().to_string())?;
+    tracing::debug!(?args, "started");
+    Ok(server)
+}
+
+fn init_logging(log: &server::config::Log) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level)
+        .with_context(|| format!("log level {:?}: expected a level, or levels by module", log.level))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Runs until told to stop, and stops cleanly.
+async fn serve(server: Server, config: &Config) -> anyhow::Result<ExitCode> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    tracing::info!("stopping: work under way is given time to end");
+    server.stop(Duration::from_secs(config.node.drain_seconds)).await;
+    // Gone already, it is gone.
+    let _ = std::fs::remove_file(config.node.data_dir.join("pid"));
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,408 @@
+//! Configuration: a TOML file, over it the environment (`ORCHESTRA_*`), over that the flags of the command line.
+//!
+//! An unknown key is an error with its place; an unknown `ORCHESTRA_*` variable is a warning. Secrets are named, never
+//! written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
+
+use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
+
+use providers::simulated;
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration of a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The node itself.
+    pub node: Node,
+    /// Who may call, and as which tenant. Without any, everybody is tenant `default`.
+    pub tokens: Vec<Token>,
+    /// The vendors, by name.
+    pub providers: BTreeMap<String, Provider>,
+    /// The chain of each role: `provider/model`, first choice first.
+    pub roles: BTreeMap<String, Vec<String>>,
+    /// Prices by `provider/model` or model.
+    pub prices: BTreeMap<String, Price>,
+    /// The vendor that runs where no provider is configured.
+    pub simulated: Simulated,
+    /// Logging.
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: Node::default(),
+            tokens: Vec::new(),
+            providers: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            prices: BTreeMap::new(),
+            simulated: Simulated::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// The node itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Where it keeps its data.
+    pub data_dir: PathBuf,
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Its region's number, for a new data directory.
+    pub region: u16,
+    /// How many shards, for a new data directory; 0 for 4 on at most 4 cores, else 16.
+    pub shards: u16,
+    /// Allows to listen beyond loopback without TLS.
+    pub insecure: bool,
+    /// Writes stop while the disk has fewer free MiB.
+    pub disk_free_min_mib: u64,
+    /// MiB of stored blocks kept in memory.
+    pub block_cache_mib: usize,
+    /// Seconds that work under way is given to end when the node stops.
+    pub drain_seconds: u64,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("orchestra-data"),
+            http: SocketAddr::from(([127, 0, 0, 1], 7100)),
+            grpc: SocketAddr::from(([127, 0, 0, 1], 7101)),
+            region: 0,
+            shards: 0,
+            insecure: false,
+            disk_free_min_mib: 64,
+            block_cache_mib: 64,
+            drain_seconds: 300,
+        }
+    }
+}
+
+/// Who may call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// The tenant.
+    pub tenant: String,
+    /// The variable with the token.
+    pub token_env: String,
+}
+
+/// A vendor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// Its wire format.
+    pub wire: Wire,
+    /// The URL before `chat/completions` or `messages`.
+    pub base_url: String,
+    /// The variable with its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// Calls at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: usize,
+    /// Milliseconds that a connection may take.
+    #[serde(default = "default_connect")]
+    pub connect_timeout_ms: u64,
+    /// Milliseconds from the request to the first token.
+    #[serde(default = "default_first_token")]
+    pub first_token_timeout_ms: u64,
+    /// Milliseconds between tokens.
+    #[serde(default = "default_idle")]
+    pub idle_timeout_ms: u64,
+    /// Whether its answers are made up; every result then says so.
+    #[serde(default)]
+    pub simulated: bool,
+}
+
+fn default_concurrency() -> usize {
+    32
+}
+
+fn default_connect() -> u64 {
+    5_000
+}
+
+fn default_first_token() -> u64 {
+    60_000
+}
+
+fn default_idle() -> u64 {
+    30_000
+}
+
+/// A wire format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// OpenAI-compatible.
+    Openai,
+    /// Anthropic.
+    Anthropic,
+}
+
+/// A price.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// US dollars a million tokens sent.
+    pub input_usd: f64,
+    /// US dollars a million tokens received.
+    pub output_usd: f64,
+}
+
+/// The vendor that runs where no provider is configured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Simulated {
+    /// A file of replies: a JSON list of `{"contains", "reply"}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replies: Option<PathBuf>,
+    /// How it behaves.
+    pub behaviour: simulated::Options,
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A level, or levels by module: `info`, `warn,engine=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info,openraft=warn".into() }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can not be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a configuration.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        message: String,
+    },
+    /// A variable has a value that is none.
+    #[error("{variable}={value}: expected {expected}")]
+    Variable {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// Options contradict one another.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+const VARIABLES: [&str; 8] = [
+    "ORCHESTRA_DATA_DIR",
+    "ORCHESTRA_HTTP",
+    "ORCHESTRA_GRPC",
+    "ORCHESTRA_LOG",
+    "ORCHESTRA_LOG_FORMAT",
+    "ORCHESTRA_CONFIG",
+    "ORCHESTRA_URL",
+    "ORCHESTRA_TOKEN",
+];
+
+impl Config {
+    /// Reads a file, if one is given, and the environment.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and where.
+    pub fn load(path: Option<&std::path::Path>) -> Result<Self, Error> {
+        let mut config = match path {
+            None => Self::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+                Self::parse(&text).map_err(|message| Error::Parse { path: path.to_owned(), message })?
+            }
+        };
+        config.apply_environment()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration's text.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, with line and column.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    }
+
+    fn apply_environment(&mut self) -> Result<(), Error> {
+        fn parsed<T: std::str::FromStr>(
+            variable: &'static str,
+            expected: &'static str,
+            slot: &mut T,
+        ) -> Result<(), Error> {
+            if let Ok(value) = env::var(variable) {
+                *slot = value.parse().map_err(|_| Error::Variable { variable, value, expected })?;
+            }
+            Ok(())
+        }
+        if let Ok(value) = env::var("ORCHESTRA_DATA_DIR") {
+            self.node.data_dir = value.into();
+        }
+        parsed("ORCHESTRA_HTTP", "an address such as 127.0.0.1:7100", &mut self.node.http)?;
+        parsed("ORCHESTRA_GRPC", "an address such as 127.0.0.1:7101", &mut self.node.grpc)?;
+        if let Ok(value) = env::var("ORCHESTRA_LOG") {
+            self.log.level = value;
+        }
+        if let Ok(value) = env::var("ORCHESTRA_LOG_FORMAT") {
+            let variable = "ORCHESTRA_LOG_FORMAT";
+            self.log.format = match value.as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err(Error::Variable { variable, value, expected: "text or json" }),
+            };
+        }
+        Ok(())
+    }
+
+    /// Variables named like ours that nothing reads.
+    #[must_use]
+    pub fn unknown_variables() -> Vec<String> {
+        env::vars()
+            .map(|(name, _)| name)
+            .filter(|name| name.starts_with("ORCHESTRA_") && !VARIABLES.contains(&name.as_str()))
+            .collect()
+    }
+
+    /// Checks how options relate.
+    ///
+    /// # Errors
+    ///
+    /// Which contradict one another.
+    pub fn check(&self) -> Result<(), Error> {
+        let invalid = |message: String| Err(Error::Invalid(message));
+        for (what, address) in [("node.http", self.node.http), ("node.grpc", self.node.grpc)] {
+            if !address.ip().is_loopback() && (self.tokens.is_empty() || !self.node.insecure) {
+                return invalid(format!(
+                    "{what} = {address} is not loopback: it needs [[tokens]], and, while there is no TLS in this \
+                     version, node.insecure = true (--insecure)"
+                ));
+            }
+        }
+        if self.node.shards > 4096 {
+            return invalid("node.shards must be at most 4096".into());
+        }
+        for (role, chain) in &self.roles {
+            for link in chain {
+                let Some((provider, model)) = link.split_once('/') else {
+                    return invalid(format!("roles.{role}: expected provider/model, found {link:?}"));
+                };
+                if !self.providers.contains_key(provider) || model.is_empty() {
+                    let known = self.providers.keys().cloned().collect::<Vec<_>>().join(", ");
+                    return invalid(format!("roles.{role}: {link:?} names no configured provider; known are {known}"));
+                }
+            }
+        }
+        if !self.providers.is_empty() && self.roles.get("default").is_none_or(Vec::is_empty) {
+            return invalid("roles.default must name at least one provider/model".into());
+        }
+        for (name, price) in &self.prices {
+            if !(price.input_usd >= 0.0 && price.output_usd >= 0.0 && price.input_usd.max(price.output_usd) < 1e6) {
+                return invalid(format!("prices.{name}: expected US dollars between 0 and 1e6"));
+            }
+        }
+        for (name, provider) in &self.providers {
+            if provider.concurrency == 0 {
+                return invalid(format!("providers.{name}.concurrency must be at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration as TOML, for people: without what its URLs hide.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let mut shown = self.clone();
+        for provider in shown.providers.values_mut() {
+            provider.base_url = without_secrets(&provider.base_url);
+        }
+        toml::to_string_pretty(&shown).unwrap_or_default()
+    }
+}
+
+/// A URL without its password and the values of its query.
+fn without_secrets(url: &str) -> String {
+    let (rest, query) = url.split_once('?').map_or((url, None), |(rest, query)| (rest, Some(query)));
+    let mut shown = match (rest.split_once("://"), rest.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://[redacted]@{host}"),
+        _ => rest.to_owned(),
+    };
+    if query.is_some() {
+        shown.push_str("?[redacted]");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_place() {
+        let error = Config::parse("[node]\nhtpp = \"127.0.0.1:1\"\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("htpp"), "{error}");
+    }
+
+    #[test]
+    fn relations_are_checked() {
+        let check = |text: &str| Config::parse(text).unwrap().check().unwrap_err().to_string();
+        assert!(check("[node]\nhttp = \"0.0.0.0:7100\"").contains("not loopback"));
+        assert!(check("[roles]\ndefault = [\"zai\"]").contains("expected provider/model"));
+        assert!(check("[roles]\ndefault = [\"zai/glm\"]").contains("names no configured provider"));
+        let provider = "[providers.p]\nwire = \"openai\"\nbase_url = \"http://127.0.0.1:1/\"\n";
+        assert!(check(provider).contains("roles.default"));
+    }
+
+    #[test]
+    fn what_is_printed_hides_what_urls_hide() {
+        let text = "[roles]\ndefault = [\"p/m\"]\n[providers.p]\nwire = \"openai\"\n\
+                    base_url = \"https://user:canary-password@127.0.0.1/v1?key=canary-query\"\n";
+        let config = Config::parse(text).unwrap();
+        config.check().unwrap();
+        let printed = config.print();
+        assert!(!printed.contains("canary") && printed.contains("[redacted]@127.0.0.1/v1"), "{printed}");
+        assert_eq!(Config::parse(&printed).unwrap().roles, config.roles);
+    }
+}

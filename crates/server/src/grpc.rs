@@ -1,0 +1,240 @@
+//! The gRPC API: the same calls as HTTP.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
+use ids::{Seq, SessionId};
+use machine::SessionLimits;
+use proto::api::{
+    self,
+    session_service_server::{SessionService, SessionServiceServer},
+};
+use serde_json::Value;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::server::Router};
+
+use crate::{
+    error::ApiError,
+    http,
+    sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef},
+    wiring::App,
+};
+
+/// All services: sessions, health, reflection.
+pub(crate) async fn router(app: Arc<App>) -> Result<Router, String> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<SessionServiceServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+        .build_v1()
+        .map_err(|error| error.to_string())?;
+    Ok(tonic::transport::Server::builder()
+        .add_service(SessionServiceServer::new(Service { app }))
+        .add_service(health)
+        .add_service(reflection))
+}
+
+pub(crate) struct Service {
+    app: Arc<App>,
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let code = match error.code.status {
+            400 | 413 | 422 => Code::InvalidArgument,
+            401 => Code::Unauthenticated,
+            404 => Code::NotFound,
+            409 => Code::FailedPrecondition,
+            429 | 507 => Code::ResourceExhausted,
+            503 => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        let mut metadata = MetadataMap::new();
+        if let Ok(name) = error.code.name.parse() {
+            metadata.insert("orchestra-code", name);
+        }
+        if let Some(Ok(seconds)) = error.retry_after_ms.map(|ms| ms.div_ceil(1000).to_string().parse()) {
+            metadata.insert("retry-after", seconds);
+        }
+        Self::with_metadata(code, error.detail, metadata)
+    }
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+impl Service {
+    fn tenant<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        Ok(http::tenant(&self.app, header)?)
+    }
+}
+
+fn parse_id(id: &str) -> Result<SessionId, ApiError> {
+    id.parse().map_err(|error: ids::ParseError| ApiError::invalid(error.to_string()))
+}
+
+fn parse_json(what: &str, text: &str) -> Result<Value, ApiError> {
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("{what}: {error}")))
+}
+
+fn optional(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn to_session(json: &Value) -> api::Session {
+    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+    api::Session {
+        id: text("id"),
+        status: text("status"),
+        workflow: text("workflow"),
+        created_at: text("created_at"),
+        ended_at: text("ended_at"),
+        json: json.to_string(),
+    }
+}
+
+fn to_event(json: &Value) -> api::Event {
+    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+    api::Event {
+        seq: json["seq"].as_u64().unwrap_or(0),
+        at: text("at"),
+        r#type: text("type"),
+        step: text("step"),
+        data_json: json["data"].to_string(),
+        hash: text("hash"),
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Service {
+    async fn start_session(&self, request: Request<api::StartSessionRequest>) -> Reply<api::StartSessionResponse> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        let workflow = match (request.workflow.is_empty(), request.workflow_source.is_empty()) {
+            (false, true) => WorkflowRef::Name(request.workflow),
+            (true, false) => WorkflowRef::Source(request.workflow_source),
+            _ => return Err(ApiError::invalid("give one of workflow and workflow_source").into()),
+        };
+        let start = Start {
+            workflow,
+            input: parse_json("input_json", &request.input_json)?,
+            id: None,
+            idempotency_key: optional(request.idempotency_key),
+            lock_key: request.lock_key,
+            labels: request.labels.into_iter().collect(),
+            limits: SessionLimits::default(),
+        };
+        let started = self.app.sessions.start(&tenant, start).await?;
+        if started.created {
+            self.app.metrics.sessions_started.inc();
+        }
+        let (id, status) = (started.id.to_string(), started.status.name().to_owned());
+        Ok(Response::new(api::StartSessionResponse { id, status, created: started.created }))
+    }
+
+    async fn get_session(&self, request: Request<api::GetSessionRequest>) -> Reply<api::Session> {
+        let tenant = self.tenant(&request)?;
+        let id = parse_id(&request.into_inner().id)?;
+        Ok(Response::new(to_session(&self.app.sessions.get(&tenant, id, false).await?)))
+    }
+
+    async fn list_sessions(&self, request: Request<api::ListSessionsRequest>) -> Reply<api::ListSessionsResponse> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        let limit = if request.limit == 0 { 50 } else { request.limit as usize };
+        let (cursor, status) = (optional(request.cursor), optional(request.status));
+        let page = self.app.sessions.list(&tenant, limit, cursor.as_deref(), status.as_deref()).await?;
+        let sessions = page["sessions"].as_array().map(|list| list.iter().map(to_session).collect());
+        Ok(Response::new(api::ListSessionsResponse {
+            sessions: sessions.unwrap_or_default(),
+            next_cursor: page["next_cursor"].as_str().unwrap_or_default().to_owned(),
+        }))
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<api::Event, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<api::StreamEventsRequest>,
+    ) -> Reply<Self::StreamEventsStream> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        let id = parse_id(&request.id)?;
+        let follow = request.follow;
+        self.app.sessions.events(&tenant, id, Seq(request.from_seq), 1, true).await?;
+        let news = self.app.sessions.watch(id)?;
+        let state = (Arc::clone(&self.app), tenant, Seq(request.from_seq), Vec::new(), false, news);
+        let events = stream::unfold(state, move |(app, tenant, mut next, mut ready, mut done, mut news)| async move {
+            loop {
+                if let Some(event) = ready.pop() {
+                    return Some((Ok(event), (app, tenant, next, ready, done, news)));
+                }
+                if done || *app.stopping.borrow() {
+                    return None;
+                }
+                match app.sessions.events(&tenant, id, next, EVENTS_PAGE_MAX, false).await {
+                    Err(error) => return Some((Err(error.into()), (app, tenant, next, ready, true, news))),
+                    Ok(page) => {
+                        done = page.ended || (!follow && page.events.is_empty());
+                        next = page.next;
+                        ready = page.events.iter().rev().map(to_event).collect();
+                    }
+                }
+                if ready.is_empty() && !done {
+                    // News of any session of the shard, or none for a while: look again.
+                    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn signal_session(&self, request: Request<api::SignalSessionRequest>) -> Reply<api::SignalSessionResponse> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        let payload = parse_json("payload_json", &request.payload_json)?;
+        let key = optional(request.idempotency_key);
+        let id = parse_id(&request.id)?;
+        self.app.sessions.signal(&tenant, id, request.name, &payload, key.as_deref()).await?;
+        Ok(Response::new(api::SignalSessionResponse {}))
+    }
+
+    async fn approve_step(&self, request: Request<api::ApproveStepRequest>) -> Reply<api::ApproveStepResponse> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        let value = optional(request.value_json).map(|text| parse_json("value_json", &text)).transpose()?;
+        let decision = http_decision(&request.decision, value, request.reason)?;
+        let step = optional(request.step);
+        self.app.sessions.approve(&tenant, parse_id(&request.id)?, step.as_deref(), decision).await?;
+        Ok(Response::new(api::ApproveStepResponse {}))
+    }
+
+    async fn cancel_session(&self, request: Request<api::CancelSessionRequest>) -> Reply<api::CancelSessionResponse> {
+        let tenant = self.tenant(&request)?;
+        let request = request.into_inner();
+        self.app.sessions.cancel(&tenant, parse_id(&request.id)?, request.reason).await?;
+        Ok(Response::new(api::CancelSessionResponse {}))
+    }
+
+    async fn retry_session(&self, request: Request<api::RetrySessionRequest>) -> Reply<api::RetrySessionResponse> {
+        let tenant = self.tenant(&request)?;
+        self.app.sessions.retry(&tenant, parse_id(&request.into_inner().id)?).await?;
+        Ok(Response::new(api::RetrySessionResponse {}))
+    }
+
+    async fn apply_workflow(&self, request: Request<api::ApplyWorkflowRequest>) -> Reply<api::ApplyWorkflowResponse> {
+        let tenant = self.tenant(&request)?;
+        let applied = self.app.sessions.apply_workflow(&tenant, &request.into_inner().source).await?;
+        Ok(Response::new(api::ApplyWorkflowResponse {
+            name: applied["name"].as_str().unwrap_or_default().to_owned(),
+            definition: applied["definition"].as_str().unwrap_or_default().to_owned(),
+            version: applied["version"].as_u64().and_then(|version| u32::try_from(version).ok()).unwrap_or(0),
+        }))
+    }
+}
+
+fn http_decision(decision: &str, value: Option<Value>, reason: String) -> Result<machine::Decision, ApiError> {
+    http::decision(if decision.is_empty() { "approve" } else { decision }, value, reason)
+}

@@ -1,0 +1,93 @@
+//! The HTTP API.
+
+mod problem;
+mod sessions;
+mod system;
+
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State},
+    http::{header, request::Parts},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+};
+use machine::limits;
+
+pub(crate) use sessions::decision;
+
+use crate::{
+    error::{self, ApiError},
+    metrics::RequestLabels,
+    wiring::App,
+};
+
+/// Bytes of a request's body: a value at its limit with room for escapes.
+const BODY_BYTES_MAX: usize = limits::VALUE_BYTES_MAX * 4;
+
+/// Every route of the API with its methods, for `/openapi.json` and its test.
+pub(crate) fn routes(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/sessions", post(sessions::start).get(sessions::list))
+        .route("/v1/sessions/{id}", get(sessions::get))
+        .route("/v1/sessions/{id}/events", get(sessions::events))
+        .route("/v1/sessions/{id}/describe", get(sessions::describe))
+        .route("/v1/sessions/{id}/audit", get(sessions::audit))
+        .route("/v1/sessions/{id}/files/{*path}", get(sessions::file))
+        .route("/v1/sessions/{id}/signal", post(sessions::signal))
+        .route("/v1/sessions/{id}/approve", post(sessions::approve))
+        .route("/v1/sessions/{id}/cancel", post(sessions::cancel))
+        .route("/v1/sessions/{id}/retry", post(sessions::retry))
+        .route("/v1/workflows", get(sessions::workflows).post(sessions::apply_workflow))
+        .route("/v1/workflows/{name}", get(sessions::workflow))
+        .route("/v1/cluster", get(system::cluster))
+        .route("/metrics", get(system::metrics))
+        .route("/health", get(system::health))
+        .route("/health/live", get(system::live))
+        .route("/health/ready", get(system::ready))
+        .route("/openapi.json", get(system::openapi))
+        .route("/errors/{code}", get(system::error_page))
+        .fallback(system::not_found)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), measure))
+        .with_state(app)
+}
+
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().to_string();
+    let started = tokio::time::Instant::now();
+    let response = next.run(request).await;
+    let took: Duration = started.elapsed();
+    app.metrics.request_seconds.observe(took.as_secs_f64());
+    let status = response.status().as_u16();
+    app.metrics.requests.get_or_create(&RequestLabels { route, method, status }).inc();
+    response
+}
+
+/// The tenant of a request, by its bearer token.
+pub(crate) struct Tenant(pub(crate) String);
+
+impl FromRequestParts<Arc<App>> for Tenant {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        tenant(app, header).map(Self)
+    }
+}
+
+/// The tenant of an `Authorization` header.
+pub(crate) fn tenant(app: &App, authorization: Option<&str>) -> Result<String, ApiError> {
+    if app.tokens.is_empty() {
+        return Ok("default".to_owned());
+    }
+    let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    let tenant = token.and_then(|token| app.tokens.get(token));
+    tenant.cloned().ok_or_else(|| {
+        ApiError::new(error::UNAUTHENTICATED, "expected the header `Authorization: Bearer <token>` with a valid token")
+    })
+}

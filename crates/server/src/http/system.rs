@@ -1,0 +1,106 @@
+//! Routes of the node itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use consensus::Leadership;
+use providers::BreakerState;
+use serde_json::{Value, json};
+
+use super::Tenant;
+use crate::{
+    CODES,
+    error::ApiError,
+    metrics::Named,
+    wiring::App,
+};
+
+pub(super) async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+pub(super) async fn live() -> Json<Value> {
+    Json(json!({"status": "alive"}))
+}
+
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let errors = app.sessions.not_ready();
+    if errors.is_empty() {
+        return Json(json!({"status": "ready"})).into_response();
+    }
+    let body = json!({"status": "not ready", "errors": errors});
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+pub(super) async fn cluster(State(app): State<Arc<App>>, _tenant: Tenant) -> Json<Value> {
+    let status = app.sessions.status();
+    let shards: BTreeMap<String, Value> = status
+        .shards
+        .iter()
+        .map(|(shard, lead)| {
+            let value = match lead {
+                Leadership::Here { term } => json!({"leader": "this node", "term": term}),
+                Leadership::Elsewhere { leader } => json!({"leader": leader.map(|node| node.0)}),
+            };
+            (shard.to_string(), value)
+        })
+        .collect();
+    let providers: Vec<Value> = app
+        .sessions
+        .providers()
+        .into_iter()
+        .map(|provider| {
+            json!({"name": provider.name, "circuit": provider.breaker.name(), "in_flight": provider.in_flight,
+                "simulated": provider.simulated})
+        })
+        .collect();
+    Json(json!({
+        "shards": shards,
+        "providers": providers,
+        "simulated": app.sessions.is_simulated(),
+        "writes_stopped": status.writes_stopped,
+        "work_running": app.sessions.running_count(),
+        "log_syncs": status.log_syncs,
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let (status, metrics) = (app.sessions.status(), &app.metrics);
+    let led = status.shards.values().filter(|lead| matches!(lead, Leadership::Here { .. })).count();
+    metrics.shards_led.set(i64::try_from(led).unwrap_or(i64::MAX));
+    metrics.work_running.set(i64::try_from(app.sessions.running_count()).unwrap_or(i64::MAX));
+    metrics.log_syncs.set(status.log_syncs);
+    metrics.state_unflushed_bytes.set(status.unflushed_bytes);
+    metrics.state_bytes.set(status.state_bytes);
+    metrics.writes_stopped.set(i64::from(status.writes_stopped.is_some()));
+    for provider in app.sessions.providers() {
+        let name = Named { name: provider.name };
+        let in_flight = i64::try_from(provider.in_flight).unwrap_or(i64::MAX);
+        metrics.provider_in_flight.get_or_create(&name).set(in_flight);
+        metrics.provider_open.get_or_create(&name).set(i64::from(provider.breaker != BreakerState::Closed));
+    }
+    let headers = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (headers, metrics.encode()).into_response()
+}
+
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("../../openapi.json")).into_response()
+}
+
+/// What a code means, for the link in every problem.
+pub(super) async fn error_page(Path(code): Path<String>) -> Result<String, ApiError> {
+    let found = CODES.iter().find(|known| known.name == code);
+    found
+        .map(|code| format!("{} (HTTP {})\n\n{}\n", code.name, code.status, code.meaning))
+        .ok_or_else(|| ApiError::not_found(format!("error code {code:?}")))
+}
+
+pub(super) async fn not_found(uri: axum::http::Uri) -> ApiError {
+    ApiError::not_found(format!("route {}; GET /openapi.json lists them", uri.path()))
+}

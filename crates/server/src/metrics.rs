@@ -1,0 +1,86 @@
+//! What `/metrics` answers: OpenMetrics text.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// Labels of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub(crate) route: String,
+    pub(crate) method: String,
+    pub(crate) status: u16,
+}
+
+/// A label with one name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+}
+
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) request_seconds: Histogram,
+    pub(crate) sessions_started: Counter,
+    pub(crate) sessions_ended: Counter,
+    pub(crate) work_running: Gauge,
+    pub(crate) shards_led: Gauge,
+    pub(crate) log_syncs: Gauge<u64, AtomicU64>,
+    pub(crate) state_unflushed_bytes: Gauge<u64, AtomicU64>,
+    pub(crate) state_bytes: Gauge<u64, AtomicU64>,
+    pub(crate) writes_stopped: Gauge,
+    pub(crate) provider_in_flight: Family<Named, Gauge>,
+    pub(crate) provider_open: Family<Named, Gauge>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("orchestra");
+        let metrics = Self {
+            requests: Family::default(),
+            request_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]),
+            sessions_started: Counter::default(),
+            sessions_ended: Counter::default(),
+            work_running: Gauge::default(),
+            shards_led: Gauge::default(),
+            log_syncs: Gauge::default(),
+            state_unflushed_bytes: Gauge::default(),
+            state_bytes: Gauge::default(),
+            writes_stopped: Gauge::default(),
+            provider_in_flight: Family::default(),
+            provider_open: Family::default(),
+            registry: Registry::default(),
+        };
+        let m = &metrics;
+        registry.register("http_requests", "HTTP requests by route, method and status", m.requests.clone());
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time to answer an HTTP request, streams not counted",
+            Unit::Seconds,
+            m.request_seconds.clone(),
+        );
+        registry.register("sessions_started", "Sessions created through this node", m.sessions_started.clone());
+        registry.register("sessions_ended", "Sessions that ended, as this node applied it", m.sessions_ended.clone());
+        registry.register("work_running", "Work under way or waiting for its turn", m.work_running.clone());
+        registry.register("shards_led", "Shards that this node leads", m.shards_led.clone());
+        registry.register("log_syncs", "Syncs of the log since the node started", m.log_syncs.clone());
+        registry.register("state_unflushed_bytes", "State in memory only", m.state_unflushed_bytes.clone());
+        registry.register("state_bytes", "Bytes of the state's table files", m.state_bytes.clone());
+        registry.register("writes_stopped", "1 while writes are stopped", m.writes_stopped.clone());
+        registry.register("provider_in_flight", "Calls on their way", m.provider_in_flight.clone());
+        registry.register("provider_circuit_open", "1 while a provider rests", m.provider_open.clone());
+        Self { registry, ..metrics }
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

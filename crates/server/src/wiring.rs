@@ -1,0 +1,325 @@
+//! From a configuration to a running node, and back to a stopped one.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use consensus::{Clock, Leadership, Node, NodeOptions, SystemClock};
+use engine::Engine;
+use ids::{NodeId, RegionId, ShardId};
+use providers::{
+    HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret, Wire,
+    simulated,
+};
+use storage::Identity;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::{Config, config, grpc, http, metrics::Metrics, sessions::Sessions};
+
+/// How long connections are given to end after work has.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The name of the vendor that runs where none is configured.
+const SIMULATED: &str = "simulated";
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// Its data.
+    #[error(transparent)]
+    Node(#[from] consensus::Error),
+    /// An address.
+    #[error("{what} {address}: {source}{}", if source.kind() == std::io::ErrorKind::AddrInUse { "; another process listens there: stop it, or choose another with --http and --grpc" } else { "" })]
+    Listen {
+        /// Which.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A provider or a token.
+    #[error("{0}")]
+    Secret(String),
+}
+
+/// A running node.
+pub struct Server {
+    app: Arc<App>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    vendor: Option<simulated::Server>,
+    http: SocketAddr,
+    grpc: SocketAddr,
+}
+
+/// What handlers share.
+pub(crate) struct App {
+    pub(crate) sessions: Sessions,
+    pub(crate) metrics: Metrics,
+    /// Tenants by token; empty where everybody is tenant `default`.
+    pub(crate) tokens: BTreeMap<String, String>,
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Starts a node, and waits until it leads its shards.
+    ///
+    /// # Errors
+    ///
+    /// What does not work, and what to do.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        config.check()?;
+        // Listening first: a port in use is said before any data is touched.
+        let http_listener = listen("http", config.node.http).await?;
+        let grpc_listener = listen("grpc", config.node.grpc).await?;
+        let redactor = Redactor::default();
+        let tokens = read_tokens(&config, &redactor)?;
+        let vendor = start_vendor(&config).await?;
+        let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let node = Node::start(node_options(&config), Arc::clone(&clock)).await?;
+        let engines = node.groups().iter().map(|(shard, group)| {
+            (*shard, Engine::start(group.clone(), Arc::clone(&router), Arc::clone(&clock)))
+        });
+        let engines: BTreeMap<ShardId, Engine> = engines.collect();
+        for group in node.groups().values() {
+            let mut leadership = group.leadership();
+            // The node may be stopped before it leads.
+            let _ = leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await;
+        }
+        let (stop, stopping) = watch::channel(false);
+        let (http, grpc) = (local(&http_listener, config.node.http), local(&grpc_listener, config.node.grpc));
+        let app = Arc::new(App {
+            sessions: Sessions::new(node, engines, router),
+            metrics: Metrics::new(),
+            tokens,
+            stopping: stopping.clone(),
+        });
+        let mut tasks = vec![serve_http(http_listener, Arc::clone(&app), stopping.clone())];
+        tasks.push(serve_grpc(grpc_listener, Arc::clone(&app), stopping));
+        tasks.push(tokio::spawn(count_ended(Arc::clone(&app))));
+        Ok(Self { app, stop, tasks, vendor, http, grpc })
+    }
+
+    /// Where HTTP listens.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where gRPC listens.
+    #[must_use]
+    pub fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Where the simulated vendor listens, if it runs.
+    #[must_use]
+    pub fn vendor(&self) -> Option<SocketAddr> {
+        self.vendor.as_ref().map(simulated::Server::address)
+    }
+
+    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and the state
+    /// is made durable.
+    pub async fn stop(self, drain: Duration) {
+        self.app.sessions.drain();
+        let done = async {
+            while self.app.sessions.running_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(drain, done).await.is_err() {
+            let left = self.app.sessions.running_count();
+            tracing::warn!(left, "work did not end in time; it is sent out again at the next start");
+        }
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            let abort = task.abort_handle();
+            if tokio::time::timeout(CLOSE_TIMEOUT, task).await.is_err() {
+                abort.abort();
+            }
+        }
+        match Arc::into_inner(self.app) {
+            Some(app) => app.sessions.stop().await,
+            None => tracing::warn!("a request is still under way; the state is applied again at the next start"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("http", &self.http).field("grpc", &self.grpc).finish_non_exhaustive()
+    }
+}
+
+async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, source })
+}
+
+fn local(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(asked)
+}
+
+fn serve_http(listener: TcpListener, app: Arc<App>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
+    let routes = http::routes(app);
+    tokio::spawn(async move {
+        let stopped = async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        let service = routes.into_make_service_with_connect_info::<SocketAddr>();
+        if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
+            tracing::error!(%error, "http stopped");
+        }
+    })
+}
+
+fn serve_grpc(listener: TcpListener, app: Arc<App>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let stopped = async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        let served = match grpc::router(app).await {
+            Ok(router) => router
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped)
+                .await
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::error!(%error, "grpc stopped");
+        }
+    })
+}
+
+async fn count_ended(app: Arc<App>) {
+    let mut stopping = app.stopping.clone();
+    let mut news = app.sessions.watch_all();
+    let ended = app.metrics.sessions_ended.clone();
+    drop(app);
+    loop {
+        tokio::select! {
+            watch = news.recv() => match watch {
+                Some(watch) if watch.ended => { ended.inc(); }
+                Some(_) => {}
+                None => return,
+            },
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+    }
+}
+
+fn node_options(config: &Config) -> NodeOptions {
+    let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
+    let shards = match config.node.shards {
+        0 if cores <= 4 => 4,
+        0 => 16,
+        shards => shards,
+    };
+    NodeOptions {
+        path: config.node.data_dir.clone(),
+        identity: Identity { cluster: rand::random(), node: NodeId(1), region: RegionId(config.node.region), shards },
+        address: config.node.grpc.to_string(),
+        free_bytes_min: config.node.disk_free_min_mib << 20,
+        block_cache_bytes: config.node.block_cache_mib << 20,
+    }
+}
+
+fn read_tokens(config: &Config, redactor: &Redactor) -> Result<BTreeMap<String, String>, StartError> {
+    let mut tokens = BTreeMap::new();
+    for token in &config.tokens {
+        let value = Secret::from_env(&token.token_env)
+            .read()
+            .map_err(|error| StartError::Secret(format!("token of tenant {}: {error}", token.tenant)))?;
+        if value.len() < 16 {
+            let message = format!("token of tenant {}: it must have at least 16 characters", token.tenant);
+            return Err(StartError::Secret(message));
+        }
+        redactor.learn(&value);
+        tokens.insert(value, token.tenant.clone());
+    }
+    Ok(tokens)
+}
+
+async fn start_vendor(config: &Config) -> Result<Option<simulated::Server>, StartError> {
+    if !config.providers.is_empty() {
+        return Ok(None);
+    }
+    let rules = match &config.simulated.replies {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| config::Error::Read { path: path.clone(), source })?;
+            serde_json::from_str(&text)
+                .map_err(|error| config::Error::Parse { path: path.clone(), message: error.to_string() })?
+        }
+    };
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let vendor = simulated::serve(address, config.simulated.behaviour.clone(), rules)
+        .await
+        .map_err(|source| StartError::Listen { what: "simulated vendor", address, source })?;
+    Ok(Some(vendor))
+}
+
+fn make_router(
+    config: &Config,
+    vendor: Option<&simulated::Server>,
+    redactor: Redactor,
+) -> Result<Router, StartError> {
+    let mut configured = config.providers.clone();
+    let mut roles = config.roles.clone();
+    if let Some(vendor) = vendor {
+        configured.insert(
+            SIMULATED.into(),
+            config::Provider {
+                wire: config::Wire::Openai,
+                base_url: vendor.base_url(),
+                api_key_env: None,
+                concurrency: 64,
+                connect_timeout_ms: 2_000,
+                first_token_timeout_ms: 10_000,
+                idle_timeout_ms: 5_000,
+                simulated: true,
+            },
+        );
+        roles = BTreeMap::from([("default".to_owned(), vec![format!("{SIMULATED}/simulated")])]);
+    }
+    let mut made = BTreeMap::new();
+    for (name, provider) in configured {
+        let options = HttpOptions {
+            wire: match provider.wire {
+                config::Wire::Openai => Wire::OpenAi,
+                config::Wire::Anthropic => Wire::Anthropic,
+            },
+            base_url: provider.base_url,
+            api_key: provider.api_key_env.as_deref().map(Secret::from_env),
+            connect_timeout: Duration::from_millis(provider.connect_timeout_ms),
+            first_token_timeout: Duration::from_millis(provider.first_token_timeout_ms),
+            idle_timeout: Duration::from_millis(provider.idle_timeout_ms),
+            simulated: provider.simulated,
+        };
+        let http = HttpProvider::new(options, redactor.clone())
+            .map_err(|error| StartError::Secret(format!("providers.{name}: {error}")))?;
+        made.insert(name, ProviderOptions { provider: Arc::new(http), concurrency: provider.concurrency });
+    }
+    let chains = roles.into_iter().map(|(role, chain)| {
+        let links = chain.iter().filter_map(|link| link.split_once('/'));
+        let links = links.map(|(provider, model)| Link { provider: provider.into(), model: model.into() });
+        (role, links.collect())
+    });
+    let options = RouterOptions {
+        roles: chains.collect(),
+        prices: Prices(config.prices.iter().map(|(name, price)| (name.clone(), to_price(*price))).collect()),
+        breaker_threshold: 5,
+        breaker_window: Duration::from_secs(60),
+        breaker_rest: Duration::from_secs(60),
+        redactor,
+    };
+    Router::new(made, options).map_err(|error| StartError::Config(config::Error::Invalid(error.to_string())))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in 0..1e6")]
+fn to_price(price: config::Price) -> Price {
+    Price { input: (price.input_usd * 1e6).round() as u64, output: (price.output_usd * 1e6).round() as u64 }
+}
