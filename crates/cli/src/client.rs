@@ -19,7 +19,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(url: &str, token: Option<String>) -> anyhow::Result<Self> {
-        let base = Url::parse(url).with_context(|| format!("--url {url}: expected a URL such as http://127.0.0.1:7100"))?;
+        let base = Url::parse(url)
+            .with_context(|| format!("--url {url}: expected a URL such as http://127.0.0.1:7100"))?;
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
         Ok(Self { http, base, token })
     }
@@ -120,7 +121,10 @@ impl Client {
 
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         if error.is_connect() {
-            anyhow!("no node answers at {}: start one with `orchestra dev`, or name another with --url", self.base)
+            anyhow!(
+                "no node answers at {}: start one with `orchestra dev`, or name another with --url",
+                self.base
+            )
         } else {
             anyhow!("{}: {error}", self.base)
         }

@@ -13,7 +13,8 @@ pub(crate) const CONTEXT_BYTES_MAX: usize = 160 * 1024;
 /// Bytes of one file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Directories that hold what is made, not what is written.
-const LEFT_OUT: [&str; 8] = [".git", "target", "node_modules", ".venv", "__pycache__", "dist", "build", ".orchestra"];
+const LEFT_OUT: [&str; 8] =
+    [".git", "target", "node_modules", ".venv", "__pycache__", "dist", "build", ".orchestra"];
 
 /// The files of a directory, and why others were left out.
 pub(crate) struct Files {

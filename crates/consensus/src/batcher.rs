@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Entries on their way at once.
-const IN_FLIGHT: usize = 2;
+const IN_FLIGHT: u32 = 2;
 /// Bytes of commands in one entry.
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Commands in one entry.
@@ -47,7 +47,7 @@ struct Term {
 
 impl Batcher {
     pub(crate) async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT as usize));
         let mut carried: VecDeque<Proposal> = VecDeque::new();
         let mut term: Option<Term> = None;
         loop {
@@ -73,7 +73,9 @@ impl Batcher {
             if term.as_ref().is_none_or(|term| term.term != now_in) {
                 // Entries of this term that are still on their way have positions that are not in the tables yet.
                 drop(permit);
-                let Ok(all) = Arc::clone(&in_flight).acquire_many_owned(IN_FLIGHT as u32).await else { return };
+                let Ok(all) = Arc::clone(&in_flight).acquire_many_owned(IN_FLIGHT).await else {
+                    return;
+                };
                 drop(all);
                 term = Some(self.begin(now_in));
                 continue;

@@ -161,8 +161,14 @@ impl Node {
                 raft.initialize(members).await.map_err(|error| error.to_string())?;
             }
             tokio::spawn(follow_leadership(node, raft.clone(), lead));
-            let batcher =
-                Batcher { shard, raft: raft.clone(), state: batcher_state, clock, anchor, leadership: follow };
+            let batcher = Batcher {
+                shard,
+                raft: raft.clone(),
+                state: batcher_state,
+                clock,
+                anchor,
+                leadership: follow,
+            };
             tokio::spawn(batcher.run(receiver));
             Ok::<_, String>(raft)
         };
@@ -225,7 +231,9 @@ impl Node {
         let state = Arc::clone(&self.state);
         match tokio::task::spawn_blocking(move || state.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the state was not flushed; it is applied again at the next start"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the state was not flushed; it is applied again at the next start")
+            }
             Err(error) => tracing::error!(%error, "the flush panicked"),
         }
         self.groups.clear();
@@ -286,7 +294,9 @@ async fn follow_leadership(node: NodeId, raft: Raft, lead: watch::Sender<Leaders
                 Some(leader) if leader == node.0 && metrics.state.is_leader() && ready => {
                     Leadership::Here { term: metrics.current_term }
                 }
-                leader => Leadership::Elsewhere { leader: leader.filter(|leader| *leader != node.0).map(NodeId) },
+                leader => {
+                    Leadership::Elsewhere { leader: leader.filter(|leader| *leader != node.0).map(NodeId) }
+                }
             }
         };
         lead.send_if_modified(|before| std::mem::replace(before, now) != now);

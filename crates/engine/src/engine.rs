@@ -107,14 +107,16 @@ impl Runner {
     async fn run(self) {
         let mut leadership = self.group.leadership();
         loop {
-            let led = leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
+            let led =
+                leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
             let Ok(Leadership::Here { term }) = led else { return };
             let mut first = true;
             // Round again when effects were lost: what is under way goes on, the rest is in the tables.
             while matches!(*leadership.borrow(), Leadership::Here { term: now } if now == term) {
                 let round = self.lead(first);
                 let lost = async {
-                    let changed = |lead: &Leadership| !matches!(lead, Leadership::Here { term: now } if *now == term);
+                    let changed =
+                        |lead: &Leadership| !matches!(lead, Leadership::Here { term: now } if *now == term);
                     leadership.wait_for(changed).await.is_ok()
                 };
                 tokio::select! {
@@ -221,7 +223,9 @@ impl Runner {
         let task = tokio::spawn(async move {
             let Ok(_permit) = permits.acquire_owned().await else { return };
             let started_at = job.clock.wall();
-            if let Some(task) = tasks.lock().get_mut(&key).filter(|task| task.running.dispatch == work.dispatch) {
+            if let Some(task) =
+                tasks.lock().get_mut(&key).filter(|task| task.running.dispatch == work.dispatch)
+            {
                 task.running.started_at = Some(started_at);
             }
             job.run(started_at).await;

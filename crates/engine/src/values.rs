@@ -205,7 +205,11 @@ impl<'a, R: Read> Values<'a, R> {
     #[must_use]
     pub fn path(&self, step: StepId) -> String {
         let name = |step: StepId| {
-            self.definition.nodes.get(usize::from(step.node)).map_or("?", |node| node.name.as_str()).to_owned()
+            self.definition
+                .nodes
+                .get(usize::from(step.node))
+                .map_or("?", |node| node.name.as_str())
+                .to_owned()
         };
         let mut path = name(step);
         let mut scope = step.scope;
@@ -213,9 +217,10 @@ impl<'a, R: Read> Values<'a, R> {
             let place = match kind {
                 ScopeKind::Root | ScopeKind::Case => String::new(),
                 ScopeKind::Branch(branch) => match &self.definition.nodes[usize::from(parent.node)].kind {
-                    NodeKind::Fork { branches } => {
-                        branches.get(usize::from(branch)).map(|(name, _)| format!(".{name}")).unwrap_or_default()
-                    }
+                    NodeKind::Fork { branches } => branches
+                        .get(usize::from(branch))
+                        .map(|(name, _)| format!(".{name}"))
+                        .unwrap_or_default(),
                     _ => String::new(),
                 },
                 ScopeKind::Item(index) => format!("[{index}]"),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use consensus::{Clock, Group, ProposeError};
 use ids::{ScopeId, Timestamp};
 use machine::{
-    Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Read as _, Refusal, Report, Resolution,
-    ResolveStep, StepDetail, StepRow, StepStatus, Work, limits,
+    Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Read as _, Refusal, Report,
+    Resolution, ResolveStep, StepDetail, StepRow, StepStatus, Work, limits,
 };
 use providers::{Request, Router};
 use serde_json::Value;
@@ -57,7 +57,8 @@ impl Job {
         let permanent =
             |code: &str, error: &dyn ToString| Failure::new(FailureClass::Permanent, code, error.to_string());
         let view = self.group.view();
-        let Some(session) = view.session(self.work.session).filter(|session| !session.status.is_ended()) else {
+        let Some(session) = view.session(self.work.session).filter(|session| !session.status.is_ended())
+        else {
             return Ok(Plan::Gone);
         };
         let (Some(definition), Some(row)) =
@@ -69,7 +70,8 @@ impl Job {
             return Ok(Plan::Gone);
         }
         let node = &definition.nodes[usize::from(self.work.step.node)];
-        let spec: Spec = serde_json::from_str(&node.spec).map_err(|error| permanent("invalid_spec", &error))?;
+        let spec: Spec =
+            serde_json::from_str(&node.spec).map_err(|error| permanent("invalid_spec", &error))?;
         let values = Values::new(&view, self.work.session, &definition);
         let variables = |scope: ScopeId, texts: &[&str]| {
             let variables = values.variables(scope, texts.iter().copied());
@@ -160,10 +162,12 @@ impl Job {
             (timeout_ms > 0).then(|| tokio::time::Instant::now() + Duration::from_millis(timeout_ms));
         let answer = self.router.ask(&agent.role, request, deadline).await;
         let resolution = match answer.result {
-            Ok(completion) => match output(&agent.output, &completion.text).and_then(|value| completed(&value)) {
-                Ok(resolution) => resolution,
-                Err(failure) => self.failed(failure),
-            },
+            Ok(completion) => {
+                match output(&agent.output, &completion.text).and_then(|value| completed(&value)) {
+                    Ok(resolution) => resolution,
+                    Err(failure) => self.failed(failure),
+                }
+            }
             Err(failure) => self.failed(failure),
         };
         (resolution, Some(answer.report))
@@ -236,8 +240,7 @@ fn check_len(what: &str, len: usize, limit: usize) -> Result<(), Failure> {
 
 /// What a model's text stands for. A text that is not what was asked for is tried again, with the reason.
 fn output(format: &Format, text: &str) -> Result<Value, Failure> {
-    let malformed =
-        |reason: String| Failure::new(FailureClass::Transient, "malformed_output", reason);
+    let malformed = |reason: String| Failure::new(FailureClass::Transient, "malformed_output", reason);
     match format {
         Format::Text => Ok(Value::String(text.to_owned())),
         Format::Code => Ok(Value::String(without_fence(text).to_owned())),

@@ -11,7 +11,9 @@ const SHARD_WIDTH: usize = 3;
 const UNIQUE_WIDTH: usize = 20;
 const REGION_COUNT: u128 = 36 * 36;
 const SHARD_COUNT: u128 = 36 * 36 * 36;
-const UNIQUE_COUNT: u128 = 36u128.pow(UNIQUE_WIDTH as u32);
+const UNIQUE_COUNT: u128 = 36u128.pow(20);
+
+const _: () = assert!(UNIQUE_WIDTH == 20, "UNIQUE_COUNT is 36^UNIQUE_WIDTH");
 
 /// `ses_<region:2><shard:3>_<unique:20>` in base 36; 103 bits are free for uniqueness.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,7 +83,8 @@ impl core::str::FromStr for SessionId {
         let parse = || {
             let rest = text.strip_prefix(PREFIX)?;
             let (place, unique) = rest.split_once('_')?;
-            if place.len() != REGION_WIDTH + SHARD_WIDTH || unique.len() != UNIQUE_WIDTH || !place.is_ascii() {
+            if place.len() != REGION_WIDTH + SHARD_WIDTH || unique.len() != UNIQUE_WIDTH || !place.is_ascii()
+            {
                 return None;
             }
             let (region, shard) = place.split_at(REGION_WIDTH);
@@ -114,7 +117,9 @@ mod tests {
     #[test]
     fn text_order_is_id_order() {
         let mut ids: Vec<_> = (0..200u128)
-            .map(|i| SessionId::new(RegionId(1), ShardId((i % 7) as u16), i.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            .map(|i| {
+                SessionId::new(RegionId(1), ShardId((i % 7) as u16), i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            })
             .collect();
         ids.sort();
         let mut texts: Vec<_> = ids.iter().map(ToString::to_string).collect();
@@ -124,7 +129,9 @@ mod tests {
 
     #[test]
     fn other_text_is_refused() {
-        for text in ["", "ses_", "ses_00000_0", "ses_00000_0000000000000000000Z", "sex_00000_00000000000000000000"] {
+        for text in
+            ["", "ses_", "ses_00000_0", "ses_00000_0000000000000000000Z", "sex_00000_00000000000000000000"]
+        {
             assert!(text.parse::<SessionId>().is_err(), "{text}");
         }
     }

@@ -205,7 +205,8 @@ impl Retry {
         let spread = delay / 1000 * u64::from(self.jitter_permille)
             + delay % 1000 * u64::from(self.jitter_permille) / 1000;
         // From delay − spread (random 0) to delay + spread (random 1000).
-        (delay - spread.min(delay)).saturating_add(spread.saturating_mul(2) * u64::from(random.min(1000)) / 1000)
+        (delay - spread.min(delay))
+            .saturating_add(spread.saturating_mul(2) * u64::from(random.min(1000)) / 1000)
     }
 }
 
@@ -262,7 +263,8 @@ impl Definition {
             let in_block = |other: &u16| {
                 self.nodes.get(usize::from(*other)).is_some_and(|other| other.block == node.block)
             };
-            let blocks_exist = self.blocks_of(number).iter().all(|&block| usize::from(block) < self.blocks.len());
+            let blocks_exist =
+                self.blocks_of(number).iter().all(|&block| usize::from(block) < self.blocks.len());
             if !node.after.iter().chain(&node.next).all(in_block) || !blocks_exist {
                 return Err(Invalid::Dangling(number));
             }
@@ -277,7 +279,8 @@ impl Definition {
     fn check_acyclic(&self, block: &Block) -> Result<(), Invalid> {
         let mut waits: alloc::collections::BTreeMap<u16, usize> =
             block.nodes.iter().map(|&node| (node, self.nodes[usize::from(node)].after.len())).collect();
-        let mut free: Vec<u16> = waits.iter().filter(|(_, waits)| **waits == 0).map(|(node, _)| *node).collect();
+        let mut free: Vec<u16> =
+            waits.iter().filter(|(_, waits)| **waits == 0).map(|(node, _)| *node).collect();
         while let Some(node) = free.pop() {
             waits.remove(&node);
             for next in &self.nodes[usize::from(node)].next {
@@ -294,7 +297,8 @@ impl Definition {
         let mut path = vec![start];
         loop {
             let last = path[path.len() - 1];
-            let Some(&before) = self.nodes[usize::from(last)].after.iter().find(|node| waits.contains_key(node))
+            let Some(&before) =
+                self.nodes[usize::from(last)].after.iter().find(|node| waits.contains_key(node))
             else {
                 return Err(Invalid::Cycle(path));
             };

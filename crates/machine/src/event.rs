@@ -206,7 +206,10 @@ impl EventData {
     /// Whether the session has ended with this event.
     #[must_use]
     pub fn ends_session(&self) -> bool {
-        matches!(self, Self::SessionCompleted { .. } | Self::SessionFailed { .. } | Self::SessionCanceled { .. })
+        matches!(
+            self,
+            Self::SessionCompleted { .. } | Self::SessionFailed { .. } | Self::SessionCanceled { .. }
+        )
     }
 
     /// The value that the event stores and that steps refer to.

@@ -29,7 +29,8 @@ mod tables;
 pub use apply::{apply, pending_effects};
 pub use chain::{chain, event_digest};
 pub use command::{
-    Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep, StartSession, Usage,
+    Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep, StartSession,
+    Usage,
 };
 pub use definition::{
     Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits, Wait,
@@ -37,8 +38,8 @@ pub use definition::{
 pub use event::{Event, EventData, Failure, FailureClass};
 pub use outcome::{Effect, Outcome, Output, Refusal, Work};
 pub use row::{
-    Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow, SessionError, SessionRow, SessionStatus,
-    ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
+    Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow, SessionError, SessionRow,
+    SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
 };
 pub use tables::{Key, MemoryTables, Read, Row, Tables, TimerKind};
 

@@ -5,7 +5,8 @@ use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use ids::{Digest, ScopeId, Seq, SessionId, StepId, Timestamp};
 
 use crate::{
-    Definition, Event, IdempotencyRow, PendingRow, ScopeRow, SessionRow, ShardRow, StepRow, Value, WorkflowRow,
+    Definition, Event, IdempotencyRow, PendingRow, ScopeRow, SessionRow, ShardRow, StepRow, Value,
+    WorkflowRow,
 };
 
 /// A key of a table. The order of keys is the order of their stored bytes.
@@ -173,7 +174,11 @@ impl Read for MemoryTables {
         if from >= to {
             return Vec::new();
         }
-        self.rows.range(from.clone()..to.clone()).take(limit).map(|(key, row)| (key.clone(), row.clone())).collect()
+        self.rows
+            .range(from.clone()..to.clone())
+            .take(limit)
+            .map(|(key, row)| (key.clone(), row.clone()))
+            .collect()
     }
 }
 

@@ -36,7 +36,9 @@ pub enum Error {
     #[error("not a record of this system ({0} bytes)")]
     Foreign(usize),
     /// Written by a newer version.
-    #[error("record format {found} is newer than {FORMAT_VERSION}, the newest this version reads: upgrade this node")]
+    #[error(
+        "record format {found} is newer than {FORMAT_VERSION}, the newest this version reads: upgrade this node"
+    )]
     Newer {
         /// The format found.
         found: u8,

@@ -10,7 +10,14 @@ pub mod envelope;
 pub mod record;
 
 /// The generated gRPC API, and the descriptors for reflection.
-#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, reason = "generated code")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code"
+)]
 pub mod api {
     tonic::include_proto!("orchestra.v1");
 
@@ -18,7 +25,14 @@ pub mod api {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, reason = "generated code")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code"
+)]
 pub(crate) mod storage {
     tonic::include_proto!("orchestra.storage.v1");
 }

@@ -151,7 +151,9 @@ impl HttpProvider {
                 }
                 Some(Ok(ChatStreamEvent::End(end))) => {
                     let usage = end.captured_usage.unwrap_or_default();
-                    let count = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok()).unwrap_or(0);
+                    let count = |tokens: Option<i32>| {
+                        tokens.and_then(|tokens| u64::try_from(tokens).ok()).unwrap_or(0)
+                    };
                     return Ok(Completion {
                         text,
                         tokens_in: count(usage.prompt_tokens),
@@ -258,7 +260,9 @@ fn by_code(error: &serde_json::Value, body: &str, message: Option<String>) -> Ca
     let message = message.unwrap_or_else(|| cut(body));
     let field = |name: &str| error.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
     match (field("code"), field("type")) {
-        ("rate_limit_exceeded", _) | (_, "rate_limit_error") => CallError::transient("rate_limited", message, false),
+        ("rate_limit_exceeded", _) | (_, "rate_limit_error") => {
+            CallError::transient("rate_limited", message, false)
+        }
         ("context_length_exceeded", _) => CallError::permanent("context_exceeded", message),
         (_, "overloaded_error" | "api_error" | "server_error") => {
             CallError::transient("unavailable", message, true)

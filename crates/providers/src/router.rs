@@ -204,7 +204,9 @@ impl Router {
                 let class = if transient { FailureClass::Transient } else { error.class };
                 Failure::new(class, error.code, error.message)
             }
-            None => Failure::new(FailureClass::Permanent, "no_provider", format!("no provider for role `{role}`")),
+            None => {
+                Failure::new(FailureClass::Permanent, "no_provider", format!("no provider for role `{role}`"))
+            }
         };
         Answer { result: Err(failure), report }
     }
@@ -212,9 +214,14 @@ impl Router {
 
 impl Entry {
     async fn call(&self, request: &Request) -> Result<Completion, CallError> {
-        let _permit = self.permits.acquire().await.map_err(|_| CallError::transient("stopped", "stopped", false))?;
+        let _permit =
+            self.permits.acquire().await.map_err(|_| CallError::transient("stopped", "stopped", false))?;
         if !self.breaker.lock().admit(Instant::now()) {
-            return Err(CallError::transient("circuit_open", "the provider failed repeatedly; it rests", false));
+            return Err(CallError::transient(
+                "circuit_open",
+                "the provider failed repeatedly; it rests",
+                false,
+            ));
         }
         let result = self.provider.complete(request).await;
         let mut breaker = self.breaker.lock();

@@ -9,7 +9,7 @@ use providers::simulated;
 use serde::{Deserialize, Serialize};
 
 /// The whole configuration of a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The node itself.
@@ -26,20 +26,6 @@ pub struct Config {
     pub simulated: Simulated,
     /// Logging.
     pub log: Log,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            node: Node::default(),
-            tokens: Vec::new(),
-            providers: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            prices: BTreeMap::new(),
-            simulated: Simulated::default(),
-            log: Log::default(),
-        }
-    }
 }
 
 /// The node itself.
@@ -331,7 +317,9 @@ impl Config {
                 };
                 if !self.providers.contains_key(provider) || model.is_empty() {
                     let known = self.providers.keys().cloned().collect::<Vec<_>>().join(", ");
-                    return invalid(format!("roles.{role}: {link:?} names no configured provider; known are {known}"));
+                    return invalid(format!(
+                        "roles.{role}: {link:?} names no configured provider; known are {known}"
+                    ));
                 }
             }
         }
@@ -339,7 +327,10 @@ impl Config {
             return invalid("roles.default must name at least one provider/model".into());
         }
         for (name, price) in &self.prices {
-            if !(price.input_usd >= 0.0 && price.output_usd >= 0.0 && price.input_usd.max(price.output_usd) < 1e6) {
+            if !(price.input_usd >= 0.0
+                && price.output_usd >= 0.0
+                && price.input_usd.max(price.output_usd) < 1e6)
+            {
                 return invalid(format!("prices.{name}: expected US dollars between 0 and 1e6"));
             }
         }

@@ -77,22 +77,29 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::UnknownSession(id) => Self::not_found(format!("session {id}")),
-            Refusal::UnknownDefinition(hash) => {
-                Self::new(UNAVAILABLE, format!("definition {hash} is not in the shard yet; repeat the request"))
-            }
+            Refusal::UnknownDefinition(hash) => Self::new(
+                UNAVAILABLE,
+                format!("definition {hash} is not in the shard yet; repeat the request"),
+            ),
             Refusal::InvalidDefinition => Self::new(INVALID_WORKFLOW, "the workflow's graph is not valid"),
             Refusal::KeyReused(id) => {
                 Self::new(KEY_REUSED, format!("the key started session {id} with another request"))
             }
-            Refusal::IdReused(id) => Self::new(ID_REUSED, format!("session {id} was started by another request")),
+            Refusal::IdReused(id) => {
+                Self::new(ID_REUSED, format!("session {id} was started by another request"))
+            }
             Refusal::Ended(id) => Self::new(ALREADY_ENDED, format!("session {id} has ended")),
             Refusal::NotFailed(id) => Self::new(NOT_FAILED, format!("session {id} has not failed")),
             Refusal::NotAwaitingApproval { waiting } => {
                 let detail = format!("{waiting} steps wait for approval; name one with `step`");
                 Self::new(NOT_AWAITING_APPROVAL, detail)
             }
-            Refusal::TooLarge { what, limit } => Self::new(TOO_LARGE, format!("{what} is over its limit of {limit}")),
-            Refusal::SignalsFull => Self::new(SIGNALS_FULL, "too many signals wait for a step to ask for them"),
+            Refusal::TooLarge { what, limit } => {
+                Self::new(TOO_LARGE, format!("{what} is over its limit of {limit}"))
+            }
+            Refusal::SignalsFull => {
+                Self::new(SIGNALS_FULL, "too many signals wait for a step to ask for them")
+            }
             Refusal::Stale { .. } | Refusal::WrongResolution | Refusal::WrongPosition { .. } => {
                 Self::new(UNAVAILABLE, "the request came too late; repeat it")
             }
@@ -103,11 +110,9 @@ impl From<Refusal> for ApiError {
 impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::Overloaded { retry_after_ms } => Self {
-                code: OVERLOADED,
-                detail: error.to_string(),
-                retry_after_ms: Some(retry_after_ms),
-            },
+            ProposeError::Overloaded { retry_after_ms } => {
+                Self { code: OVERLOADED, detail: error.to_string(), retry_after_ms: Some(retry_after_ms) }
+            }
             ProposeError::WritesStopped { ref reason } => {
                 Self { code: WRITES_STOPPED, detail: reason.clone(), retry_after_ms: Some(1_000) }
             }

@@ -109,7 +109,10 @@ fn to_event(json: &Value) -> api::Event {
 
 #[tonic::async_trait]
 impl SessionService for Service {
-    async fn start_session(&self, request: Request<api::StartSessionRequest>) -> Reply<api::StartSessionResponse> {
+    async fn start_session(
+        &self,
+        request: Request<api::StartSessionRequest>,
+    ) -> Reply<api::StartSessionResponse> {
         let tenant = self.tenant(&request)?;
         let request = request.into_inner();
         let workflow = match (request.workflow.is_empty(), request.workflow_source.is_empty()) {
@@ -140,7 +143,10 @@ impl SessionService for Service {
         Ok(Response::new(to_session(&self.app.sessions.get(&tenant, id, false).await?)))
     }
 
-    async fn list_sessions(&self, request: Request<api::ListSessionsRequest>) -> Reply<api::ListSessionsResponse> {
+    async fn list_sessions(
+        &self,
+        request: Request<api::ListSessionsRequest>,
+    ) -> Reply<api::ListSessionsResponse> {
         let tenant = self.tenant(&request)?;
         let request = request.into_inner();
         let limit = if request.limit == 0 { 50 } else { request.limit as usize };
@@ -166,32 +172,38 @@ impl SessionService for Service {
         self.app.sessions.events(&tenant, id, Seq(request.from_seq), 1, true).await?;
         let news = self.app.sessions.watch(id)?;
         let state = (Arc::clone(&self.app), tenant, Seq(request.from_seq), Vec::new(), false, news);
-        let events = stream::unfold(state, move |(app, tenant, mut next, mut ready, mut done, mut news)| async move {
-            loop {
-                if let Some(event) = ready.pop() {
-                    return Some((Ok(event), (app, tenant, next, ready, done, news)));
-                }
-                if done || *app.stopping.borrow() {
-                    return None;
-                }
-                match app.sessions.events(&tenant, id, next, EVENTS_PAGE_MAX, false).await {
-                    Err(error) => return Some((Err(error.into()), (app, tenant, next, ready, true, news))),
-                    Ok(page) => {
-                        done = page.ended || (!follow && page.events.is_empty());
-                        next = page.next;
-                        ready = page.events.iter().rev().map(to_event).collect();
+        let events =
+            stream::unfold(state, move |(app, tenant, mut next, mut ready, mut done, mut news)| async move {
+                loop {
+                    if let Some(event) = ready.pop() {
+                        return Some((Ok(event), (app, tenant, next, ready, done, news)));
+                    }
+                    if done || *app.stopping.borrow() {
+                        return None;
+                    }
+                    match app.sessions.events(&tenant, id, next, EVENTS_PAGE_MAX, false).await {
+                        Err(error) => {
+                            return Some((Err(error.into()), (app, tenant, next, ready, true, news)));
+                        }
+                        Ok(page) => {
+                            done = page.ended || (!follow && page.events.is_empty());
+                            next = page.next;
+                            ready = page.events.iter().rev().map(to_event).collect();
+                        }
+                    }
+                    if ready.is_empty() && !done {
+                        // News of any session of the shard, or none for a while: look again.
+                        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
                     }
                 }
-                if ready.is_empty() && !done {
-                    // News of any session of the shard, or none for a while: look again.
-                    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
-                }
-            }
-        });
+            });
         Ok(Response::new(Box::pin(events)))
     }
 
-    async fn signal_session(&self, request: Request<api::SignalSessionRequest>) -> Reply<api::SignalSessionResponse> {
+    async fn signal_session(
+        &self,
+        request: Request<api::SignalSessionRequest>,
+    ) -> Reply<api::SignalSessionResponse> {
         let tenant = self.tenant(&request)?;
         let request = request.into_inner();
         let payload = parse_json("payload_json", &request.payload_json)?;
@@ -201,7 +213,10 @@ impl SessionService for Service {
         Ok(Response::new(api::SignalSessionResponse {}))
     }
 
-    async fn approve_step(&self, request: Request<api::ApproveStepRequest>) -> Reply<api::ApproveStepResponse> {
+    async fn approve_step(
+        &self,
+        request: Request<api::ApproveStepRequest>,
+    ) -> Reply<api::ApproveStepResponse> {
         let tenant = self.tenant(&request)?;
         let request = request.into_inner();
         let value = optional(request.value_json).map(|text| parse_json("value_json", &text)).transpose()?;
@@ -211,20 +226,29 @@ impl SessionService for Service {
         Ok(Response::new(api::ApproveStepResponse {}))
     }
 
-    async fn cancel_session(&self, request: Request<api::CancelSessionRequest>) -> Reply<api::CancelSessionResponse> {
+    async fn cancel_session(
+        &self,
+        request: Request<api::CancelSessionRequest>,
+    ) -> Reply<api::CancelSessionResponse> {
         let tenant = self.tenant(&request)?;
         let request = request.into_inner();
         self.app.sessions.cancel(&tenant, parse_id(&request.id)?, request.reason).await?;
         Ok(Response::new(api::CancelSessionResponse {}))
     }
 
-    async fn retry_session(&self, request: Request<api::RetrySessionRequest>) -> Reply<api::RetrySessionResponse> {
+    async fn retry_session(
+        &self,
+        request: Request<api::RetrySessionRequest>,
+    ) -> Reply<api::RetrySessionResponse> {
         let tenant = self.tenant(&request)?;
         self.app.sessions.retry(&tenant, parse_id(&request.into_inner().id)?).await?;
         Ok(Response::new(api::RetrySessionResponse {}))
     }
 
-    async fn apply_workflow(&self, request: Request<api::ApplyWorkflowRequest>) -> Reply<api::ApplyWorkflowResponse> {
+    async fn apply_workflow(
+        &self,
+        request: Request<api::ApplyWorkflowRequest>,
+    ) -> Reply<api::ApplyWorkflowResponse> {
         let tenant = self.tenant(&request)?;
         let applied = self.app.sessions.apply_workflow(&tenant, &request.into_inner().source).await?;
         Ok(Response::new(api::ApplyWorkflowResponse {
@@ -235,6 +259,10 @@ impl SessionService for Service {
     }
 }
 
-fn http_decision(decision: &str, value: Option<Value>, reason: String) -> Result<machine::Decision, ApiError> {
+fn http_decision(
+    decision: &str,
+    value: Option<Value>,
+    reason: String,
+) -> Result<machine::Decision, ApiError> {
     http::decision(if decision.is_empty() { "approve" } else { decision }, value, reason)
 }

@@ -43,7 +43,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix("orchestra");
         let metrics = Self {
             requests: Family::default(),
-            request_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]),
+            request_seconds: Histogram::new([
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0,
+            ]),
             sessions_started: Counter::default(),
             sessions_ended: Counter::default(),
             work_running: Gauge::default(),
@@ -64,8 +66,16 @@ impl Metrics {
             Unit::Seconds,
             m.request_seconds.clone(),
         );
-        registry.register("sessions_started", "Sessions created through this node", m.sessions_started.clone());
-        registry.register("sessions_ended", "Sessions that ended, as this node applied it", m.sessions_ended.clone());
+        registry.register(
+            "sessions_started",
+            "Sessions created through this node",
+            m.sessions_started.clone(),
+        );
+        registry.register(
+            "sessions_ended",
+            "Sessions that ended, as this node applied it",
+            m.sessions_ended.clone(),
+        );
         registry.register("work_running", "Work under way or waiting for its turn", m.work_running.clone());
         registry.register("shards_led", "Shards that this node leads", m.shards_led.clone());
         registry.register("log_syncs", "Syncs of the log since the node started", m.log_syncs.clone());

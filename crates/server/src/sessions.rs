@@ -7,9 +7,9 @@ use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
 use engine::{Engine, values::Values};
 use ids::{Digest, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
-    Approval, Command, Decision, Definition, Durability, Event, EventData, Idempotency, Key, NodeKind, Outcome,
-    OutputRef, Read, Row, SessionLimits, SessionRow, SessionStatus, StartSession, StepRow, StepStatus,
-    Wait, WorkflowRow, limits,
+    Approval, Command, Decision, Definition, Durability, Event, EventData, Idempotency, Key, NodeKind,
+    Outcome, OutputRef, Read, Row, SessionLimits, SessionRow, SessionStatus, StartSession, StepRow,
+    StepStatus, Wait, WorkflowRow, limits,
 };
 use providers::{ProviderStatus, Router};
 use serde_json::{Map, Value, json};
@@ -146,7 +146,10 @@ impl Sessions {
             }
         };
         tokio::time::timeout(ELECTION_PATIENCE, attempt).await.unwrap_or_else(|_| {
-            Err(ApiError::new(error::UNAVAILABLE, "the shard has had no leader for too long; repeat the request"))
+            Err(ApiError::new(
+                error::UNAVAILABLE,
+                "the shard has had no leader for too long; repeat the request",
+            ))
         })
     }
 
@@ -401,7 +404,9 @@ impl Sessions {
         let rows = view.scan(&from, &to, STEPS_MAX + 1);
         let more = rows.len() > STEPS_MAX;
         let steps = rows.into_iter().take(STEPS_MAX).filter_map(|(key, row)| match (key, row) {
-            (Key::Step(_, step), Row::Step(row)) => Some(self.step_json(view, &values, id, definition, step, &row)),
+            (Key::Step(_, step), Row::Step(row)) => {
+                Some(self.step_json(view, &values, id, definition, step, &row))
+            }
             _ => None,
         });
         (steps.collect(), more)
@@ -431,7 +436,8 @@ impl Sessions {
             "ended_at": row.ended_at.map(|at| at.to_string()),
         });
         if let OutputRef::Event(seq) = row.output
-            && let Some(Event { data: EventData::StepCompleted { report: Some(report), .. }, .. }) = view.event(id, seq)
+            && let Some(Event { data: EventData::StepCompleted { report: Some(report), .. }, .. }) =
+                view.event(id, seq)
         {
             json["provider"] = report.provider.into();
             json["model"] = report.model.into();
@@ -552,7 +558,7 @@ impl Sessions {
                 "reason": error.to_string()}));
         }
         let intact = broken.is_none() && digest == row.head;
-        let first_broken = broken.or((!intact).then_some(at));
+        let first_broken = broken.or_else(|| (!intact).then_some(at));
         Ok(json!({"id": id.to_string(), "intact": intact, "events": at, "head": row.head.to_string(),
             "first_broken_seq": first_broken}))
     }
@@ -576,7 +582,10 @@ impl Sessions {
                     None => "the leader to start its work".to_owned(),
                 },
                 StepStatus::Backoff => {
-                    format!("its next attempt, at {}", step_row.timer.map(|at| at.to_string()).unwrap_or_default())
+                    format!(
+                        "its next attempt, at {}",
+                        step_row.timer.map(|at| at.to_string()).unwrap_or_default()
+                    )
                 }
                 _ => waits_for(&definition, step, step_row.timer),
             };
@@ -823,4 +832,3 @@ pub(crate) fn budget(budget: Option<&Value>) -> Result<SessionLimits> {
 }
 
 const _: () = assert!(STEPS_MAX <= limits::NODES_MAX, "an answer shows a part of the largest session");
-

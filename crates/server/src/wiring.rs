@@ -6,8 +6,8 @@ use consensus::{Clock, Leadership, Node, NodeOptions, SystemClock};
 use engine::Engine;
 use ids::{NodeId, RegionId, ShardId};
 use providers::{
-    HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret, Wire,
-    simulated,
+    HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret,
+    Wire, simulated,
 };
 use storage::Identity;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -143,7 +143,9 @@ impl Server {
         }
         match Arc::into_inner(self.app) {
             Some(app) => app.sessions.stop().await,
-            None => tracing::warn!("a request is still under way; the state is applied again at the next start"),
+            None => {
+                tracing::warn!("a request is still under way; the state is applied again at the next start")
+            }
         }
     }
 }
@@ -219,7 +221,12 @@ fn node_options(config: &Config) -> NodeOptions {
     };
     NodeOptions {
         path: config.node.data_dir.clone(),
-        identity: Identity { cluster: rand::random(), node: NodeId(1), region: RegionId(config.node.region), shards },
+        identity: Identity {
+            cluster: rand::random(),
+            node: NodeId(1),
+            region: RegionId(config.node.region),
+            shards,
+        },
         address: config.node.grpc.to_string(),
         free_bytes_min: config.node.disk_free_min_mib << 20,
         block_cache_bytes: config.node.block_cache_mib << 20,

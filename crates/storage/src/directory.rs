@@ -131,7 +131,8 @@ fn read_identity(path: &Path) -> Result<Identity, Error> {
     let corrupt = |reason: String| Error::corrupt(path.display().to_string(), reason);
     let message: NodeIdentity =
         envelope::unseal(Kind::NodeIdentity, &bytes).map_err(|error| corrupt(error.to_string()))?;
-    let narrow = |number: u32| u16::try_from(number).map_err(|_| corrupt(format!("{number} is out of range")));
+    let narrow =
+        |number: u32| u16::try_from(number).map_err(|_| corrupt(format!("{number} is out of range")));
     Ok(Identity {
         cluster: message
             .cluster

@@ -35,7 +35,9 @@ pub enum Error {
         expected: String,
     },
     /// Written by a newer version.
-    #[error("{path}: data format {found} is newer than {known}, the newest this version reads: upgrade this node")]
+    #[error(
+        "{path}: data format {found} is newer than {known}, the newest this version reads: upgrade this node"
+    )]
     Newer {
         /// The directory.
         path: PathBuf,

@@ -89,12 +89,32 @@ struct Tail {
 }
 
 enum Op {
-    Append { shard: ShardId, entries: Vec<(u64, Bytes)>, done: Done },
-    Vote { shard: ShardId, vote: Bytes, done: Done },
-    Truncate { shard: ShardId, from: u64, done: Done },
-    Purge { shard: ShardId, from: u64, to: u64, purged: Bytes, done: Done },
+    Append {
+        shard: ShardId,
+        entries: Vec<(u64, Bytes)>,
+        done: Done,
+    },
+    Vote {
+        shard: ShardId,
+        vote: Bytes,
+        done: Done,
+    },
+    Truncate {
+        shard: ShardId,
+        from: u64,
+        done: Done,
+    },
+    Purge {
+        shard: ShardId,
+        from: u64,
+        to: u64,
+        purged: Bytes,
+        done: Done,
+    },
     /// The database is being closed. What comes after is told so.
-    Stop { done: Done },
+    Stop {
+        done: Done,
+    },
 }
 
 impl LogDb {
@@ -548,13 +568,18 @@ impl ShardLog {
 
     /// Counts the entries on disk: they must follow one another.
     fn check(&self) -> Result<(), Error> {
-        let (Some((first, _)), Some((last, _))) = (self.edge(false)?, self.edge(true)?) else { return Ok(()) };
+        let (Some((first, _)), Some((last, _))) = (self.edge(false)?, self.edge(true)?) else {
+            return Ok(());
+        };
         self.tail.lock().durable = last;
         let mut at = first;
         while at <= last {
             let entries = self.read_db(&(at..last + 1), 8 << 20)?;
             if entries.is_empty() {
-                return Err(Error::corrupt(format!("log of shard {}, entry {at}", self.shard), "entry is missing"));
+                return Err(Error::corrupt(
+                    format!("log of shard {}, entry {at}", self.shard),
+                    "entry is missing",
+                ));
             }
             at += entries.len() as u64;
         }

@@ -16,8 +16,8 @@ use ids::ShardId;
 use machine::{Key, Read, Row, Tables};
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions, Snapshot,
-    WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions,
+    Snapshot, WriteBatch, WriteOptions,
 };
 
 use crate::{Error, keys};
@@ -104,7 +104,8 @@ impl StateDb {
         let mut incarnations = HashMap::new();
         for item in db.iterator(IteratorMode::From(b"\xffi", rocksdb::Direction::Forward)) {
             let (key, value) = item?;
-            let Some(shard) = key.strip_prefix(b"\xffi").and_then(|shard| <[u8; 2]>::try_from(shard).ok()) else {
+            let Some(shard) = key.strip_prefix(b"\xffi").and_then(|shard| <[u8; 2]>::try_from(shard).ok())
+            else {
                 break;
             };
             let incarnation = <[u8; 4]>::try_from(&*value)
@@ -472,7 +473,9 @@ impl Read for View<'_> {
             return Vec::new();
         }
         let rows = scan_db(&self.snapshot, &self.prefix, from, to);
-        rows.take(limit).map_while(|row| row.map_err(|error| keep_first::<()>(&self.error, error)).ok()).collect()
+        rows.take(limit)
+            .map_while(|row| row.map_err(|error| keep_first::<()>(&self.error, error)).ok())
+            .collect()
     }
 }
 

@@ -2,11 +2,11 @@
 
 use ids::Digest;
 use machine::{
-    Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits, Wait, limits,
+    Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits,
+    Wait, limits,
 };
 use serde_saphyr::{Location, Spanned};
 use sha2::Digest as _;
-
 
 use crate::{
     Agent, Format, Spec, Task,
@@ -91,11 +91,14 @@ struct Visible<'a> {
     names: &'a [String],
 }
 
-
-
 impl Compiler<'_> {
     fn error<T>(&self, at: &Location, message: impl Into<String>) -> Result<T> {
-        Err(Error { file: self.file.to_owned(), line: at.line(), column: at.column(), message: message.into() })
+        Err(Error {
+            file: self.file.to_owned(),
+            line: at.line(),
+            column: at.column(),
+            message: message.into(),
+        })
     }
 
     fn document(&mut self, source: &str, document: &Document) -> Result<Definition> {
@@ -106,9 +109,14 @@ impl Compiler<'_> {
         self.block(&document.steps, &[], 1, &document.name.referenced)?;
         let limits = &document.limits;
         if !(0.0..1e9).contains(&limits.cost_usd) {
-            return self.error(&document.name.referenced, "limits.cost_usd must be between 0 and 1e9 US dollars");
+            return self
+                .error(&document.name.referenced, "limits.cost_usd must be between 0 and 1e9 US dollars");
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in 0..1e9")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked to be in 0..1e9"
+        )]
         let cost_microusd = (limits.cost_usd * 1e6).ceil() as u64;
         let definition = Definition {
             hash: Digest(sha2::Sha256::new().chain_update(COMPILER).chain_update(source).finalize().into()),
@@ -171,7 +179,8 @@ impl Compiler<'_> {
     fn step_id(&self, id: &Spanned<String>) -> Result<()> {
         self.name(id, "a step's id")?;
         if id.value.contains('-') {
-            return self.error(&id.referenced, "a step's id must not contain `-`: expressions would read a minus");
+            return self
+                .error(&id.referenced, "a step's id must not contain `-`: expressions would read a minus");
         }
         Ok(())
     }
@@ -182,7 +191,8 @@ impl Compiler<'_> {
             return self.error(at, "a list of steps must not be empty");
         }
         if depth > limits::NESTING_MAX {
-            return self.error(&steps[0].id.referenced, format!("steps nest at most {} deep", limits::NESTING_MAX));
+            return self
+                .error(&steps[0].id.referenced, format!("steps nest at most {} deep", limits::NESTING_MAX));
         }
         if self.nodes.len() + steps.len() > limits::NODES_MAX {
             let message = format!("more than {} steps in the workflow", limits::NODES_MAX);
@@ -195,7 +205,8 @@ impl Compiler<'_> {
         for (number, step) in (first..).zip(steps) {
             self.step_id(&step.id)?;
             if numbers.insert(step.id.value.as_str(), number).is_some() {
-                return self.error(&step.id.referenced, format!("a second step with the id `{}`", step.id.value));
+                return self
+                    .error(&step.id.referenced, format!("a second step with the id `{}`", step.id.value));
             }
             self.places.push(step.id.referenced);
             self.nodes.push(placeholder(&step.id.value, block));
@@ -227,7 +238,8 @@ impl Compiler<'_> {
                         let Some(&before) = numbers.get(name.value.as_str()) else {
                             let known = steps.iter().map(|step| step.id.value.as_str());
                             let message = unknown("step", &name.value, known);
-                            return self.error(&name.referenced, format!("after: {message} in the same list"));
+                            return self
+                                .error(&name.referenced, format!("after: {message} in the same list"));
                         };
                         if !after.contains(&before) {
                             after.push(before);
@@ -307,7 +319,8 @@ impl Compiler<'_> {
         if found.len() != 1 {
             let found = if found.is_empty() { "none".to_owned() } else { found.join(" and ") };
             let kinds = given.map(|(kind, _)| kind).join(", ");
-            return self.error(at, format!("step `{}` must have one of {kinds}; found {found}", step.id.value));
+            return self
+                .error(at, format!("step `{}` must have one of {kinds}; found {found}", step.id.value));
         }
         if let Some(agent) = &step.agent {
             let task = self.agent(agent, visible)?;
@@ -413,7 +426,8 @@ impl Compiler<'_> {
         at: &Location,
     ) -> Result<(NodeKind, Task)> {
         if repeat.max_iterations == 0 || repeat.max_iterations > limits::LOOP_ITERATIONS_MAX {
-            let message = format!("loop.max_iterations must be between 1 and {}", limits::LOOP_ITERATIONS_MAX);
+            let message =
+                format!("loop.max_iterations must be between 1 and {}", limits::LOOP_ITERATIONS_MAX);
             return self.error(&repeat.until.referenced, message);
         }
         let block = self.block(&repeat.steps, visible.names, depth + 1, at)?;
@@ -508,7 +522,8 @@ impl Compiler<'_> {
         match duration_ms(&text.value) {
             Some(ms) => Ok(ms),
             None => {
-                let message = format!("expected a duration such as 500ms, 30s, 5m, 2h or 7d; found {:?}", text.value);
+                let message =
+                    format!("expected a duration such as 500ms, 30s, 5m, 2h or 7d; found {:?}", text.value);
                 self.error(&text.referenced, message)
             }
         }

@@ -96,7 +96,11 @@ pub fn list(text: &str, variables: &Value) -> Result<Vec<Value>, Error> {
 }
 
 fn type_error(text: &str, expected: &'static str, found: &Value) -> Error {
-    Error::Type { expression: text.to_owned(), expected, found: found.to_string().chars().take(100).collect() }
+    Error::Type {
+        expression: text.to_owned(),
+        expected,
+        found: found.to_string().chars().take(100).collect(),
+    }
 }
 
 /// JSON numbers become integers where they are whole, so that `x > 3` compares like with like.

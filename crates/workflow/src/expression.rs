@@ -23,7 +23,11 @@ pub(crate) fn check_expression(expression: &str) -> Result<(), String> {
     let program = program(expression)?;
     let references = program.references();
     // Variables that a macro such as `map(x, …)` binds are references too; their names are not known to the library.
-    match references.variables().into_iter().find(|name| !VARIABLES.contains(name) && !is_bound(expression, name)) {
+    match references
+        .variables()
+        .into_iter()
+        .find(|name| !VARIABLES.contains(name) && !is_bound(expression, name))
+    {
         Some(name) => Err(format!("unknown variable `{name}`; known are {}", VARIABLES.join(", "))),
         None => Ok(()),
     }
@@ -52,7 +56,8 @@ pub(crate) fn check_template(template: &str) -> Result<(), String> {
     let environment = environment();
     let parsed = environment.template_from_str(template).map_err(|error| error.to_string())?;
     match parsed.undeclared_variables(false).into_iter().find(|name| {
-        !VARIABLES.contains(&name.as_str()) && !["range", "dict", "namespace", "debug"].contains(&name.as_str())
+        !VARIABLES.contains(&name.as_str())
+            && !["range", "dict", "namespace", "debug"].contains(&name.as_str())
     }) {
         Some(name) => Err(format!("unknown variable `{name}`; known are {}", VARIABLES.join(", "))),
         None => Ok(()),

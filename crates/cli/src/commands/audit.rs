@@ -42,7 +42,11 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         match (remote.output, intact) {
             (Format::Json, _) => json(&verified),
             (Format::Table, true) => {
-                line(format!("{id}: intact, {} events, head {}", verified["events"], text(&verified["head"])));
+                line(format!(
+                    "{id}: intact, {} events, head {}",
+                    verified["events"],
+                    text(&verified["head"])
+                ));
             }
             (Format::Table, false) => {
                 line(format!("{id}: BROKEN at event {}", text(&verified["first_broken_seq"])));

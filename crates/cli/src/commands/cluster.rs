@@ -35,7 +35,11 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         json(&status);
         return Ok(ExitCode::SUCCESS);
     }
-    line(format!("version {}, {} pieces of work under way", text(&status["version"]), text(&status["work_running"])));
+    line(format!(
+        "version {}, {} pieces of work under way",
+        text(&status["version"]),
+        text(&status["work_running"])
+    ));
     for (shard, of) in status["shards"].as_object().into_iter().flatten() {
         line(format!("shard {shard}: leader {}, term {}", text(&of["leader"]), text(&of["term"])));
     }
@@ -61,7 +65,14 @@ pub(crate) async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref());
     check("configuration", config.as_ref().map(|_| "valid".to_owned()).map_err(ToString::to_string));
     let unknown = Config::unknown_variables();
-    check("environment", if unknown.is_empty() { Ok("no unknown variable".into()) } else { Err(format!("nothing reads {}", unknown.join(", "))) });
+    check(
+        "environment",
+        if unknown.is_empty() {
+            Ok("no unknown variable".into())
+        } else {
+            Err(format!("nothing reads {}", unknown.join(", ")))
+        },
+    );
     if let Ok(config) = &config {
         let providers = match config.providers.len() {
             0 => "none is configured: the simulated vendor runs".to_owned(),
@@ -70,8 +81,13 @@ pub(crate) async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         check("providers", Ok(providers));
         for (name, provider) in &config.providers {
             if let Some(variable) = &provider.api_key_env {
-                let set = std::env::var_os(variable).is_some() || std::env::var_os(format!("{variable}_FILE")).is_some();
-                let result = if set { Ok(format!("{variable} is set")) } else { Err(format!("neither {variable} nor {variable}_FILE is set")) };
+                let set = std::env::var_os(variable).is_some()
+                    || std::env::var_os(format!("{variable}_FILE")).is_some();
+                let result = if set {
+                    Ok(format!("{variable} is set"))
+                } else {
+                    Err(format!("neither {variable} nor {variable}_FILE is set"))
+                };
                 check(&format!("key of provider {name}"), result);
             }
         }
@@ -82,7 +98,14 @@ pub(crate) async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     if let Ok(status) = client.get("/v1/cluster").await {
         for provider in status["providers"].as_array().into_iter().flatten() {
             let (name, circuit) = (text(&provider["name"]), text(&provider["circuit"]));
-            check(&format!("provider {name}"), if circuit == "closed" { Ok("circuit closed".into()) } else { Err(format!("circuit {circuit}")) });
+            check(
+                &format!("provider {name}"),
+                if circuit == "closed" {
+                    Ok("circuit closed".into())
+                } else {
+                    Err(format!("circuit {circuit}"))
+                },
+            );
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(4) })

@@ -59,7 +59,10 @@ pub(crate) async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
     let server = start(&mut config, &args.common).await?;
     let url = format!("http://{}", server.http());
     let flag = if server.http().port() == 7100 { String::new() } else { format!(" --url {url}") };
-    line(format!("orchestra dev is ready\n\n  HTTP  {url}\n  gRPC  http://{}\n  data  {directory}", server.grpc()));
+    line(format!(
+        "orchestra dev is ready\n\n  HTTP  {url}\n  gRPC  http://{}\n  data  {directory}",
+        server.grpc()
+    ));
     match server.vendor() {
         Some(vendor) if simulated => line(format!(
             "  vendor  http://{vendor} (SIMULATED: no provider is configured, so answers are made up)"

@@ -147,8 +147,13 @@ async fn list(status: Option<&str>, limit: usize, remote: &Remote) -> anyhow::Re
         return Ok(());
     }
     let sessions = page["sessions"].as_array().cloned().unwrap_or_default();
-    let columns =
-        [("session", "/id"), ("status", "/status"), ("workflow", "/workflow"), ("created", "/created_at"), ("steps", "/usage/steps")];
+    let columns = [
+        ("session", "/id"),
+        ("status", "/status"),
+        ("workflow", "/workflow"),
+        ("created", "/created_at"),
+        ("steps", "/usage/steps"),
+    ];
     table(&columns, &sessions);
     if !page["next_cursor"].is_null() {
         line(format!("more: raise --limit, or ask the API with cursor={}", text(&page["next_cursor"])));
@@ -183,20 +188,36 @@ fn describe(described: &Value, format: Format) {
         print_json(described);
         return;
     }
-    line(format!("{}  {}  {}", text(&described["id"]), text(&described["status"]), text(&described["workflow"])));
+    line(format!(
+        "{}  {}  {}",
+        text(&described["id"]),
+        text(&described["status"]),
+        text(&described["workflow"])
+    ));
     let coming = described["coming"].as_array().cloned().unwrap_or_default();
     if coming.is_empty() {
         line("nothing is coming: the session has ended");
     } else {
-        let columns =
-            [("step", "/step"), ("attempt", "/attempt"), ("waits for", "/waits_for"), ("last error", "/last_error/message")];
+        let columns = [
+            ("step", "/step"),
+            ("attempt", "/attempt"),
+            ("waits for", "/waits_for"),
+            ("last error", "/last_error/message"),
+        ];
         table(&columns, &coming);
     }
     if !described["error"].is_null() {
-        line(format!("error: {} ({})", text(&described["error"]["message"]), text(&described["error"]["code"])));
+        line(format!(
+            "error: {} ({})",
+            text(&described["error"]["message"]),
+            text(&described["error"]["code"])
+        ));
     }
     let providers = described["providers"].as_array().cloned().unwrap_or_default();
-    table(&[("provider", "/provider"), ("circuit", "/circuit"), ("calls on their way", "/in_flight")], &providers);
+    table(
+        &[("provider", "/provider"), ("circuit", "/circuit"), ("calls on their way", "/in_flight")],
+        &providers,
+    );
     if let Some(reason) = described["writes_stopped"].as_str() {
         line(format!("writes are stopped: {reason}"));
     }
@@ -216,7 +237,12 @@ async fn events(id: &str, follow: bool, from: u64, remote: &Remote) -> anyhow::R
         )),
     };
     if follow {
-        return client.follow(id, from, |event| { print(event); Ok(()) }).await;
+        return client
+            .follow(id, from, |event| {
+                print(event);
+                Ok(())
+            })
+            .await;
     }
     let mut next = from;
     loop {

@@ -81,9 +81,15 @@ pub(crate) async fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
         line(format!("session {id}"));
     }
     let mut progress = Progress::new(args.remote.output == Format::Table);
-    client.follow(&id, 0, |event| { progress.event(event); Ok(()) }).await?;
+    client
+        .follow(&id, 0, |event| {
+            progress.event(event);
+            Ok(())
+        })
+        .await?;
     progress.end();
-    let session = client.send_patiently(|| client.request(Method::GET, &format!("/v1/sessions/{id}"))).await?;
+    let session =
+        client.send_patiently(|| client.request(Method::GET, &format!("/v1/sessions/{id}"))).await?;
     finish(&args, &client, &session)
 }
 
@@ -130,14 +136,21 @@ fn finish(args: &StartArgs, client: &Client, session: &Value) -> anyhow::Result<
             let (Some(path), Some(content)) = (file["path"].as_str(), file["content"].as_str()) else {
                 if !file["error"].is_null() {
                     refused += 1;
-                    warn(&format!("a file was not written: {}", file["error"]["message"].as_str().unwrap_or("?")));
+                    warn(&format!(
+                        "a file was not written: {}",
+                        file["error"]["message"].as_str().unwrap_or("?")
+                    ));
                 }
                 continue;
             };
             match workdir::write(out, path, content) {
                 Ok(at) if args.remote.output == Format::Table => {
                     let approved = file["approved"].as_bool() != Some(false);
-                    line(format!("  {} {}", if approved { "wrote" } else { "wrote (not approved)" }, at.display()));
+                    line(format!(
+                        "  {} {}",
+                        if approved { "wrote" } else { "wrote (not approved)" },
+                        at.display()
+                    ));
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -159,9 +172,9 @@ fn finish(args: &StartArgs, client: &Client, session: &Value) -> anyhow::Result<
                 usage["tokens_out"],
                 usage["cost_microusd"].as_f64().unwrap_or(0.0) / 1e6
             ));
-            let simulated = session["steps"].as_array().is_some_and(|steps| {
-                steps.iter().any(|step| step["simulated"].as_bool() == Some(true))
-            });
+            let simulated = session["steps"]
+                .as_array()
+                .is_some_and(|steps| steps.iter().any(|step| step["simulated"].as_bool() == Some(true)));
             if simulated {
                 line("SIMULATED: the answers of this session were made up; no model was asked");
             }
@@ -195,7 +208,8 @@ impl Progress {
     }
 
     fn event(&mut self, event: &Value) {
-        let (kind, step) = (event["type"].as_str().unwrap_or_default(), event["step"].as_str().unwrap_or_default());
+        let (kind, step) =
+            (event["type"].as_str().unwrap_or_default(), event["step"].as_str().unwrap_or_default());
         let text = match kind {
             "step_completed" => format!("done    {step}"),
             "step_failed" if event["data"]["retry_at"].is_null() => {

@@ -53,7 +53,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             match remote.output {
                 Format::Json => json(&list),
                 Format::Table => {
-                    let columns = [("workflow", "/name"), ("version", "/version"), ("applied", "/applied_at")];
+                    let columns =
+                        [("workflow", "/name"), ("version", "/version"), ("applied", "/applied_at")];
                     table(&columns, list["workflows"].as_array().map(Vec::as_slice).unwrap_or_default());
                 }
             }
@@ -75,7 +76,9 @@ pub(crate) fn validate(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
         let name = file.display().to_string();
         let source = std::fs::read_to_string(file).with_context(|| name.clone())?;
         match workflow::compile(&name, &source) {
-            Ok(definition) => line(format!("{name}: {} is valid, {} steps", definition.name, definition.nodes.len())),
+            Ok(definition) => {
+                line(format!("{name}: {} is valid, {} steps", definition.name, definition.nodes.len()))
+            }
             Err(error) => {
                 wrong += 1;
                 line(error);

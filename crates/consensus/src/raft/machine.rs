@@ -2,9 +2,9 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use ::machine::{Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
 use futures_util::{Stream, StreamExt as _};
 use ids::{Position, ShardId};
-use ::machine::{Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot},
@@ -96,7 +96,10 @@ impl StateMachine {
     }
 
     /// Applies entries in one batch; effects and replies follow when it is written.
-    fn apply_batch(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
+    fn apply_batch(
+        &self,
+        entries: Vec<EntryResponder<Types>>,
+    ) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
         let mut applied = self.applied();
         let mut batch = self.db.batch(self.shard);
         let mut replies: Vec<(ApplyResponder<Types>, Reply)> = Vec::new();

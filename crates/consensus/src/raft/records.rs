@@ -36,7 +36,11 @@ pub(super) fn seal_vote(vote: &Vote) -> Bytes {
 
 pub(super) fn open_vote(bytes: &[u8]) -> io::Result<Vote> {
     let vote: raft::Vote = envelope::unseal(Kind::Vote, bytes).map_err(invalid)?;
-    Ok(if vote.committed { Vote::new_committed(vote.term, vote.node) } else { Vote::new(vote.term, vote.node) })
+    Ok(if vote.committed {
+        Vote::new_committed(vote.term, vote.node)
+    } else {
+        Vote::new(vote.term, vote.node)
+    })
 }
 
 fn membership(of: &Membership<u64, BasicNode>) -> raft::Membership {
@@ -46,7 +50,10 @@ fn membership(of: &Membership<u64, BasicNode>) -> raft::Membership {
             .iter()
             .map(|voters| raft::Config { voters: voters.iter().copied().collect() })
             .collect(),
-        members: of.nodes().map(|(node, at)| raft::Member { node: *node, address: at.addr.clone() }).collect(),
+        members: of
+            .nodes()
+            .map(|(node, at)| raft::Member { node: *node, address: at.addr.clone() })
+            .collect(),
     }
 }
 

@@ -57,7 +57,13 @@ pub(super) fn approve<T: Tables>(
         Decision::Reject { reason } => {
             run.event(Some(step), decided("reject", None, reason));
             let message = if reason.is_empty() { String::from("rejected") } else { reason.clone() };
-            run.attempt_failed(step, row, Failure::new(FailureClass::Permanent, "rejected", message), 0, None);
+            run.attempt_failed(
+                step,
+                row,
+                Failure::new(FailureClass::Permanent, "rejected", message),
+                0,
+                None,
+            );
         }
     }
     run.finish();

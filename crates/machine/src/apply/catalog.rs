@@ -1,6 +1,6 @@
 //! `PutDefinition` and `ApplyWorkflow`.
 
-use alloc::{string::String, sync::Arc};
+use alloc::sync::Arc;
 
 use ids::{Digest, Timestamp};
 
@@ -19,15 +19,15 @@ pub(super) fn put_definition<T: Tables>(tables: &mut T, definition: &Arc<Definit
 pub(super) fn apply_workflow<T: Tables>(
     tables: &mut T,
     now: Timestamp,
-    tenant: &String,
-    name: &String,
+    tenant: &str,
+    name: &str,
     definition: Digest,
 ) -> Result {
     check_len("workflow name", name.len(), limits::NAME_BYTES_MAX)?;
     if tables.definition(definition).is_none() {
         return Err(Refusal::UnknownDefinition(definition));
     }
-    let key = Key::Workflow(tenant.clone(), name.clone());
+    let key = Key::Workflow(tenant.into(), name.into());
     let version = match tables.get(&key) {
         Some(Row::Workflow(row)) if row.definition == definition => return Ok(Outcome::Done),
         Some(Row::Workflow(row)) => row.version + 1,

@@ -1,20 +1,20 @@
 //! `Cancel` and `Retry`.
 
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 use ids::{Attempt, Dispatch, SessionId, StepId, Timestamp};
 
 use super::{Result, check_len, run::Run};
 use crate::{
-    Effect, EventData, Failure, FailureClass, Key, Outcome, Refusal, Row, ScopeKind, SessionError, SessionStatus,
-    StepDetail, StepRow, StepStatus, Tables, TimerKind, limits,
+    Effect, EventData, Failure, FailureClass, Key, Outcome, Refusal, Row, ScopeKind, SessionError,
+    SessionStatus, StepDetail, StepRow, StepStatus, Tables, TimerKind, limits,
 };
 
 pub(super) fn cancel<T: Tables>(
     tables: &mut T,
     now: Timestamp,
     session: SessionId,
-    reason: &String,
+    reason: &str,
     effects: &mut Vec<Effect>,
 ) -> Result {
     check_len("reason", reason.len(), limits::MESSAGE_BYTES_MAX)?;
@@ -23,8 +23,8 @@ pub(super) fn cancel<T: Tables>(
         return Ok(Outcome::Done);
     }
     let mut run = Run::load(tables, now, session, effects)?;
-    run.event(None, EventData::SessionCanceled { reason: reason.clone() });
-    let failure = Failure::new(FailureClass::Permanent, "canceled", reason.clone());
+    run.event(None, EventData::SessionCanceled { reason: reason.into() });
+    let failure = Failure::new(FailureClass::Permanent, "canceled", reason);
     run.row.error = Some(SessionError { step: None, failure });
     run.end(SessionStatus::Canceled);
     run.finish();
@@ -51,7 +51,8 @@ pub(super) fn retry<T: Tables>(
     // Its time begins again; what it has spent stays spent.
     if run.row.limits.duration_ms > 0 {
         let spent = now.since(run.row.created_at).as_millis();
-        run.row.limits.duration_ms = run.row.limits.duration_ms.saturating_add(u64::try_from(spent).unwrap_or(0));
+        run.row.limits.duration_ms =
+            run.row.limits.duration_ms.saturating_add(u64::try_from(spent).unwrap_or(0));
     }
     if let Some(at) = run.deadline() {
         run.set_timer(at, TimerKind::Deadline);
@@ -75,7 +76,9 @@ fn revive<T: Tables>(run: &mut Run<'_, T>, step: StepId, mut row: StepRow) {
     let children_at_work = match row.detail {
         StepDetail::None | StepDetail::Recovery { .. } => false,
         StepDetail::Scopes { open, .. } => open > 0,
-        StepDetail::Iteration { scope, .. } => run.tables.scope(run.id, scope).is_some_and(|row| row.open > 0),
+        StepDetail::Iteration { scope, .. } => {
+            run.tables.scope(run.id, scope).is_some_and(|row| row.open > 0)
+        }
     };
     if children_at_work {
         row.status = StepStatus::Running;

@@ -1,11 +1,13 @@
 //! What a failure does: another attempt, a recovery, a tolerated item, or the end of the session.
 
+use alloc::vec::Vec;
+
 use ids::{Attempt, Dispatch, ScopeId, Seq, StepId, Timestamp};
 
 use super::run::Run;
 use crate::{
-    EventData, Failure, FailureClass, Key, NodeKind, OnFailure, PendingRow, Report, Row, ScopeKind, StepDetail,
-    StepRow, StepStatus, Tables, TimerKind,
+    EventData, Failure, FailureClass, Key, NodeKind, OnFailure, PendingRow, Report, Row, ScopeKind,
+    StepDetail, StepRow, StepStatus, Tables, TimerKind,
 };
 
 impl<T: Tables> Run<'_, T> {
@@ -104,8 +106,7 @@ impl<T: Tables> Run<'_, T> {
         match row.detail {
             StepDetail::None => {}
             StepDetail::Scopes { first, started, .. } => {
-                let scopes: alloc::vec::Vec<ScopeId> =
-                    (0..started).map(|place| ScopeId(first.0 + place)).collect();
+                let scopes: Vec<ScopeId> = (0..started).map(|place| ScopeId(first.0 + place)).collect();
                 self.withdraw(Some(&scopes));
             }
             StepDetail::Iteration { scope, .. } | StepDetail::Recovery { scope, .. } => {

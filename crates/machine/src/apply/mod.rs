@@ -13,7 +13,7 @@ mod start;
 mod sweep;
 mod timers;
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 
 use ids::{SessionId, StepId};
 
@@ -55,13 +55,14 @@ pub fn pending_effects(
 ) -> (Vec<Work>, Option<(SessionId, StepId)>) {
     let (session, step) = after.unwrap_or_default();
     let from = Key::Pending(session, step);
-    let end = Key::Listener(SessionId::default(), alloc::string::String::new(), StepId::default());
+    let end = Key::Listener(SessionId::default(), String::new(), StepId::default());
     let mut found = Vec::new();
     let mut last = None;
     let rows = tables.scan(&from, &end, limit + 1);
     let more = rows.len() > limit;
     for (key, row) in rows {
-        let (Key::Pending(session, step), Row::Pending(PendingRow { attempt, dispatch, work })) = (key, row) else {
+        let (Key::Pending(session, step), Row::Pending(PendingRow { attempt, dispatch, work })) = (key, row)
+        else {
             continue;
         };
         last = Some((session, step));

@@ -6,8 +6,8 @@ use ids::{Dispatch, StepId, Timestamp};
 
 use super::{Result, check_len, check_value, run::Run};
 use crate::{
-    Effect, Failure, FailureClass, NodeKind, Outcome, OutputRef, Refusal, Resolution, ResolveStep, StepDetail,
-    StepRow, StepStatus, Tables, limits,
+    Effect, Failure, FailureClass, NodeKind, Outcome, OutputRef, Refusal, Resolution, ResolveStep,
+    StepDetail, StepRow, StepStatus, Tables, limits,
 };
 
 pub(super) fn resolve<T: Tables>(

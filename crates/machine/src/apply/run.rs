@@ -5,9 +5,9 @@ use alloc::{sync::Arc, vec::Vec};
 use ids::{Attempt, Dispatch, ScopeId, Seq, SessionId, StepId, Timestamp};
 
 use crate::{
-    Definition, Effect, Event, EventData, Failure, FailureClass, Key, Node, NodeKind, OutputRef, PendingRow, Refusal,
-    Row, SessionError, SessionRow, SessionStatus, StepDetail, StepRow, StepStatus, Tables, TimerKind, Value, Wait,
-    Work, event_digest,
+    Definition, Effect, Event, EventData, Failure, FailureClass, Key, Node, NodeKind, OutputRef, PendingRow,
+    Refusal, Row, SessionError, SessionRow, SessionStatus, StepDetail, StepRow, StepStatus, Tables,
+    TimerKind, Value, Wait, Work, event_digest,
 };
 
 /// A session being changed. Dropped without [`Run::finish`], nothing of the session's own row is written; so every
@@ -49,7 +49,8 @@ impl<'a, T: Tables> Run<'a, T> {
         effects: &'a mut Vec<Effect>,
     ) -> Result<Self, Refusal> {
         let row = tables.session(id).ok_or(Refusal::UnknownSession(id))?;
-        let definition = tables.definition(row.definition).ok_or(Refusal::UnknownDefinition(row.definition))?;
+        let definition =
+            tables.definition(row.definition).ok_or(Refusal::UnknownDefinition(row.definition))?;
         Ok(Self::new(tables, now, id, row, definition, effects))
     }
 

@@ -6,8 +6,8 @@ use ids::{Dispatch, ScopeId, StepId};
 
 use super::run::Run;
 use crate::{
-    EventData, Failure, FailureClass, Key, NodeKind, OutputRef, Row, ScopeKind, ScopeRow, StepDetail, StepRow,
-    StepStatus, Tables, Value,
+    EventData, Failure, FailureClass, Key, NodeKind, OutputRef, Row, ScopeKind, ScopeRow, StepDetail,
+    StepRow, StepStatus, Tables, Value,
 };
 
 impl<T: Tables> Run<'_, T> {
@@ -20,7 +20,8 @@ impl<T: Tables> Run<'_, T> {
 
     pub(super) fn open_scope(&mut self, scope: ScopeId, parent: Option<StepId>, block: u16, kind: ScopeKind) {
         let open = self.definition.blocks[usize::from(block)].nodes.len();
-        let row = ScopeRow { parent, block, kind, open: u16::try_from(open).unwrap_or(u16::MAX), failed: None };
+        let row =
+            ScopeRow { parent, block, kind, open: u16::try_from(open).unwrap_or(u16::MAX), failed: None };
         self.tables.put(Key::Scope(self.id, scope), Row::Scope(row));
         self.activate_block(scope, block);
     }
@@ -29,9 +30,18 @@ impl<T: Tables> Run<'_, T> {
         let count = u32::try_from(branches.len()).unwrap_or(u32::MAX);
         let first = self.new_scopes(count);
         self.event(Some(step), EventData::Forked);
-        self.run_scopes(step, &mut row, StepDetail::Scopes { first, count, started: count, open: count, failed: 0 });
+        self.run_scopes(
+            step,
+            &mut row,
+            StepDetail::Scopes { first, count, started: count, open: count, failed: 0 },
+        );
         for (place, (_, block)) in (0u16..).zip(branches) {
-            self.open_scope(ScopeId(first.0 + u32::from(place)), Some(step), *block, ScopeKind::Branch(place));
+            self.open_scope(
+                ScopeId(first.0 + u32::from(place)),
+                Some(step),
+                *block,
+                ScopeKind::Branch(place),
+            );
         }
         self.put_step(step, row);
     }
@@ -43,12 +53,23 @@ impl<T: Tables> Run<'_, T> {
             return;
         };
         let first = self.new_scopes(1);
-        self.run_scopes(step, &mut row, StepDetail::Scopes { first, count: 1, started: 1, open: 1, failed: 0 });
+        self.run_scopes(
+            step,
+            &mut row,
+            StepDetail::Scopes { first, count: 1, started: 1, open: 1, failed: 0 },
+        );
         self.open_scope(first, Some(step), block, ScopeKind::Case);
         self.put_step(step, row);
     }
 
-    pub(super) fn expand(&mut self, step: StepId, mut row: StepRow, items: &[Value], block: u16, parallel: u16) {
+    pub(super) fn expand(
+        &mut self,
+        step: StepId,
+        mut row: StepRow,
+        items: &[Value],
+        block: u16,
+        parallel: u16,
+    ) {
         let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
         self.event(Some(step), EventData::MapExpanded { count });
         let first = self.new_scopes(count);
@@ -60,8 +81,13 @@ impl<T: Tables> Run<'_, T> {
             self.tables.put(Key::Item(self.id, step, index), Row::Item(item.clone()));
         }
         let started = count.min(u32::from(parallel.max(1)));
-        self.run_scopes(step, &mut row, StepDetail::Scopes { first, count, started, open: started, failed: 0 });
-        for index in 0..started {
+        self.run_scopes(
+            step,
+            &mut row,
+            StepDetail::Scopes { first, count, started, open: started, failed: 0 },
+        );
+        // Reversed, because the list of what follows is worked from its end.
+        for index in (0..started).rev() {
             self.open_scope(ScopeId(first.0 + index), Some(step), block, ScopeKind::Item(index));
         }
         self.put_step(step, row);
@@ -127,7 +153,9 @@ impl<T: Tables> Run<'_, T> {
 
     /// A branch of a fork or an item of a map has ended: the next item starts, or the step ends.
     pub(super) fn child_ended(&mut self, step: StepId, mut row: StepRow, child_failed: bool) {
-        let StepDetail::Scopes { first, count, mut started, mut open, mut failed } = row.detail else { return };
+        let StepDetail::Scopes { first, count, mut started, mut open, mut failed } = row.detail else {
+            return;
+        };
         open = open.saturating_sub(1);
         failed += u32::from(child_failed);
         let mut to_open = None;
@@ -201,7 +229,9 @@ impl<T: Tables> Run<'_, T> {
         let mut scope = step.scope;
         while below.is_none_or(|roots| !roots.contains(&scope)) {
             let Some(parent) = self.tables.scope(self.id, scope).and_then(|row| row.parent) else { break };
-            let Some(mut row) = self.step(parent).filter(|row| row.status == StepStatus::Running) else { break };
+            let Some(mut row) = self.step(parent).filter(|row| row.status == StepStatus::Running) else {
+                break;
+            };
             row.status = StepStatus::Canceled;
             row.ended_at = Some(self.now);
             self.put_step(parent, row);

@@ -103,7 +103,9 @@ fn check(start: &StartSession) -> core::result::Result<(), Refusal> {
 /// Whether a session under this id was started by this very request, repeated.
 fn is_same(tables: &impl Tables, row: &SessionRow, start: &StartSession) -> bool {
     let Some(Row::Event(first, _)) = tables.get(&Key::Event(start.session, Seq(0))) else { return false };
-    row.tenant == start.tenant && row.definition == start.definition && first.data.value() == Some(&start.input)
+    row.tenant == start.tenant
+        && row.definition == start.definition
+        && first.data.value() == Some(&start.input)
 }
 
 impl SessionLimits {

@@ -6,7 +6,8 @@ use ids::{SessionId, StepId, Timestamp};
 
 use super::{Result, run::Run, sweep};
 use crate::{
-    Effect, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, StepStatus, Tables, TimerKind, Wait, limits,
+    Effect, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, StepStatus, Tables, TimerKind, Wait,
+    limits,
 };
 
 pub(super) fn fire<T: Tables>(tables: &mut T, now: Timestamp, effects: &mut Vec<Effect>) -> Result {

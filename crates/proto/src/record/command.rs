@@ -7,9 +7,9 @@ use machine::{Approval, Command, Decision, Resolution, ResolveStep, StartSession
 
 use super::{
     common::{
-        digest, durability, failure, idempotency, labels, limits, report, session, step, to_digest, to_durability,
-        to_failure, to_idempotency, to_labels, to_limits, to_report, to_session, to_step, to_step_option, to_u16,
-        to_u128,
+        digest, durability, failure, idempotency, labels, limits, report, session, step, to_digest,
+        to_durability, to_failure, to_idempotency, to_labels, to_limits, to_report, to_session, to_step,
+        to_step_option, to_u16, to_u128,
     },
     definition, missing,
 };
@@ -89,7 +89,9 @@ fn encode_resolve(resolve: &ResolveStep) -> storage::ResolveStep {
             }),
             Resolution::Skipped => Message::Skipped(Empty {}),
             Resolution::Entered => Message::Entered(Empty {}),
-            Resolution::Chosen(case) => Message::Chosen(storage::OptionalNumber { value: case.map(u32::from) }),
+            Resolution::Chosen(case) => {
+                Message::Chosen(storage::OptionalNumber { value: case.map(u32::from) })
+            }
             Resolution::Items(items) => Message::Items(storage::Items { items: items.clone() }),
             Resolution::Again(again) => Message::Again(*again),
         }),
@@ -140,7 +142,9 @@ pub(super) fn decode(command: storage::Command) -> Result<Command, Error> {
                 },
             },
         },
-        Kind::Cancel(cancel) => Command::Cancel { session: to_session(&cancel.session)?, reason: cancel.reason },
+        Kind::Cancel(cancel) => {
+            Command::Cancel { session: to_session(&cancel.session)?, reason: cancel.reason }
+        }
         Kind::Retry(session) => Command::Retry { session: to_session(&session)? },
         Kind::FireTimers(_) => Command::FireTimers,
     })

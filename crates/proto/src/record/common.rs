@@ -1,9 +1,7 @@
 //! What several records are made of.
 
 use ids::{Digest, ScopeId, SessionId, StepId};
-use machine::{
-    Call, Durability, Failure, FailureClass, Idempotency, Report, SessionLimits, Usage,
-};
+use machine::{Call, Durability, Failure, FailureClass, Idempotency, Report, SessionLimits, Usage};
 
 use super::missing;
 use crate::{envelope::Error, storage};
@@ -177,7 +175,9 @@ pub(super) fn idempotency(idempotency: &Idempotency) -> storage::Idempotency {
     }
 }
 
-pub(super) fn to_idempotency(idempotency: Option<storage::Idempotency>) -> Result<Option<Idempotency>, Error> {
+pub(super) fn to_idempotency(
+    idempotency: Option<storage::Idempotency>,
+) -> Result<Option<Idempotency>, Error> {
     let Some(idempotency) = idempotency else { return Ok(None) };
     Ok(Some(Idempotency {
         lock_key: idempotency.lock_key,

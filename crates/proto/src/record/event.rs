@@ -5,8 +5,8 @@ use machine::{Event, EventData};
 
 use super::{
     common::{
-        digest, failure, report, step, to_digest, to_failure, to_report, to_step_option, to_u16, to_u128, to_usage,
-        usage,
+        digest, failure, report, step, to_digest, to_failure, to_report, to_step_option, to_u16, to_u128,
+        to_usage, usage,
     },
     missing,
 };
@@ -125,11 +125,9 @@ fn decode_data(data: Data) -> Result<EventData, Error> {
         Data::RecoveryStarted(recovery) => EventData::RecoveryStarted { recovery },
         Data::ItemFailed(index) => EventData::ItemFailed { index },
         Data::WaitStarted(wait) => EventData::WaitStarted { until: wait.until.map(Timestamp) },
-        Data::SignalReceived(signal) => EventData::SignalReceived {
-            name: signal.name,
-            payload: signal.payload,
-            id: to_u128(&signal.id)?,
-        },
+        Data::SignalReceived(signal) => {
+            EventData::SignalReceived { name: signal.name, payload: signal.payload, id: to_u128(&signal.id)? }
+        }
         Data::ApprovalDecided(decided) => EventData::ApprovalDecided {
             decision: decided.decision,
             value: decided.value,

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ids::{Attempt, Dispatch, Epoch, Position, ScopeId, Seq, Timestamp};
 use machine::{
-    IdempotencyRow, Key, OutputRef, PendingRow, Row, ScopeKind, ScopeRow, SessionError, SessionRow, SessionStatus,
-    ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
+    IdempotencyRow, Key, OutputRef, PendingRow, Row, ScopeKind, ScopeRow, SessionError, SessionRow,
+    SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
 };
 use prost::Message;
 
 use super::{
     common::{
         digest, durability, failure, idempotency, labels, limits, session, step, to_digest, to_durability,
-        to_failure, to_idempotency, to_labels, to_limits, to_session, to_step_option, to_u16, to_usage, usage,
+        to_failure, to_idempotency, to_labels, to_limits, to_session, to_step_option, to_u16, to_usage,
+        usage,
     },
     definition, event, missing, seal_row,
 };
@@ -148,7 +149,10 @@ fn encode_session(row: &SessionRow) -> storage::SessionRow {
 
 fn decode_session(row: storage::SessionRow) -> Result<SessionRow, Error> {
     let error = row.error.map(|error| {
-        Ok::<_, Error>(SessionError { step: to_step_option(error.step)?, failure: to_failure(error.failure)? })
+        Ok::<_, Error>(SessionError {
+            step: to_step_option(error.step)?,
+            failure: to_failure(error.failure)?,
+        })
     });
     Ok(SessionRow {
         tenant: row.tenant,
@@ -266,11 +270,13 @@ fn encode_detail(detail: StepDetail) -> Option<storage::StepDetail> {
         StepDetail::Scopes { first, count, started, open, failed } => {
             step_detail::Kind::Scopes(step_detail::Scopes { first: first.0, count, started, open, failed })
         }
-        StepDetail::Iteration { iteration, scope, previous } => step_detail::Kind::Iteration(step_detail::Nth {
-            number: iteration,
-            scope: scope.0,
-            previous: previous.map(|scope| scope.0),
-        }),
+        StepDetail::Iteration { iteration, scope, previous } => {
+            step_detail::Kind::Iteration(step_detail::Nth {
+                number: iteration,
+                scope: scope.0,
+                previous: previous.map(|scope| scope.0),
+            })
+        }
         StepDetail::Recovery { recovery, scope } => {
             step_detail::Kind::Recovery(step_detail::Nth { number: recovery, scope: scope.0, previous: None })
         }
@@ -318,13 +324,11 @@ fn decode_step(row: &storage::StepRow) -> Result<StepRow, Error> {
                 open: scopes.open,
                 failed: scopes.failed,
             },
-            Some(step_detail::Kind::Iteration(nth)) => {
-                StepDetail::Iteration {
-                    iteration: nth.number,
-                    scope: ScopeId(nth.scope),
-                    previous: nth.previous.map(ScopeId),
-                }
-            }
+            Some(step_detail::Kind::Iteration(nth)) => StepDetail::Iteration {
+                iteration: nth.number,
+                scope: ScopeId(nth.scope),
+                previous: nth.previous.map(ScopeId),
+            },
             Some(step_detail::Kind::Recovery(nth)) => {
                 StepDetail::Recovery { recovery: nth.number, scope: ScopeId(nth.scope) }
             }

@@ -47,7 +47,11 @@ pub(super) fn hash(text: &str) -> u64 {
 /// A text that quotes the request.
 pub(super) fn text(prompt: &str, seed: u64) -> String {
     let lines: Vec<&str> = prompt.lines().filter(|line| !line.trim().is_empty()).take(QUOTED_LINES).collect();
-    format!("# Simulated reply {:08x}, made up from this request:\n{}\n", hash(prompt) ^ seed, lines.join("\n"))
+    format!(
+        "# Simulated reply {:08x}, made up from this request:\n{}\n",
+        hash(prompt) ^ seed,
+        lines.join("\n")
+    )
 }
 
 /// A value of a JSON Schema, filled with words of the request.
@@ -72,7 +76,9 @@ struct Maker {
 
 impl Maker {
     fn value(&mut self, schema: &Value, name: &str, depth: usize) -> Value {
-        if let Some(choices) = schema.get("enum").and_then(Value::as_array).filter(|choices| !choices.is_empty()) {
+        if let Some(choices) =
+            schema.get("enum").and_then(Value::as_array).filter(|choices| !choices.is_empty())
+        {
             let at = self.random.below(choices.len() as u64);
             return choices[usize::try_from(at).unwrap_or(0)].clone();
         }
@@ -177,6 +183,9 @@ mod tests {
 
     #[test]
     fn finds_paths() {
-        assert_eq!(paths("see src/main.rs, ../x.py and a.b.c; e.g. 3.14 http://x.yz/"), ["src/main.rs", "x.py", "a.b.c", "e.g", "x.yz"]);
+        assert_eq!(
+            paths("see src/main.rs, ../x.py and a.b.c; e.g. 3.14 http://x.yz/"),
+            ["src/main.rs", "x.py", "a.b.c", "e.g", "x.yz"]
+        );
     }
 }

@@ -83,7 +83,9 @@ impl Vendor {
         }
         match schema(request) {
             Some(_) if fault == Fault::Malformed => "I am sorry, here is your list: [".to_owned(),
-            Some(schema) => reply::json(schema, prompt, self.options.seed, self.options.true_rate).to_string(),
+            Some(schema) => {
+                reply::json(schema, prompt, self.options.seed, self.options.true_rate).to_string()
+            }
             None => reply::text(prompt, self.options.seed),
         }
     }
@@ -142,19 +144,30 @@ fn stream_answer(format: Format, text: &str, (sent, received): (u64, u64), cut: 
     let pieces = pieces(text);
     let mut events = Vec::with_capacity(pieces.len() + 6);
     if format == Format::Anthropic {
-        events.push(event("message_start", &json!({"type": "message_start", "message": {"id": "sim", "type": "message",
+        events.push(event(
+            "message_start",
+            &json!({"type": "message_start", "message": {"id": "sim", "type": "message",
             "role": "assistant", "model": "simulated", "content": [],
-            "usage": {"input_tokens": sent, "output_tokens": 0}}})));
-        events.push(event("content_block_start", &json!({"type": "content_block_start", "index": 0,
-            "content_block": {"type": "text", "text": ""}})));
+            "usage": {"input_tokens": sent, "output_tokens": 0}}}),
+        ));
+        events.push(event(
+            "content_block_start",
+            &json!({"type": "content_block_start", "index": 0,
+            "content_block": {"type": "text", "text": ""}}),
+        ));
     }
     let kept = if cut { pieces.len() / 2 } else { pieces.len() };
     for piece in &pieces[..kept] {
         events.push(match format {
-            Format::OpenAi => data(&json!({"id": "sim", "object": "chat.completion.chunk", "model": "simulated",
-                "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": null}]})),
-            Format::Anthropic => event("content_block_delta", &json!({"type": "content_block_delta", "index": 0,
-                "delta": {"type": "text_delta", "text": piece}})),
+            Format::OpenAi => {
+                data(&json!({"id": "sim", "object": "chat.completion.chunk", "model": "simulated",
+                "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": null}]}))
+            }
+            Format::Anthropic => event(
+                "content_block_delta",
+                &json!({"type": "content_block_delta", "index": 0,
+                "delta": {"type": "text_delta", "text": piece}}),
+            ),
         });
     }
     if !cut {

@@ -1,5 +1,7 @@
 //! Providers against the simulated vendor, over real HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use providers::{
@@ -140,6 +142,7 @@ async fn the_chain_falls_back_and_a_bad_provider_rests() {
         let code = report.calls[0].failure.as_ref().unwrap().code.clone();
         assert_eq!(code, if ask < 5 { "unavailable" } else { "circuit_open" });
     }
-    let names: Vec<_> = router.status().into_iter().map(|status| (status.name, status.breaker.name())).collect();
+    let names: Vec<_> =
+        router.status().into_iter().map(|status| (status.name, status.breaker.name())).collect();
     assert_eq!(names, [("bad".to_owned(), "open"), ("good".to_owned(), "closed")]);
 }

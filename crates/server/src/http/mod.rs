@@ -4,7 +4,6 @@ mod problem;
 mod sessions;
 mod system;
 
-
 use std::{sync::Arc, time::Duration};
 
 use axum::{
@@ -88,6 +87,9 @@ pub(crate) fn tenant(app: &App, authorization: Option<&str>) -> Result<String, A
     let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
     let tenant = token.and_then(|token| app.tokens.get(token));
     tenant.cloned().ok_or_else(|| {
-        ApiError::new(error::UNAUTHENTICATED, "expected the header `Authorization: Bearer <token>` with a valid token")
+        ApiError::new(
+            error::UNAUTHENTICATED,
+            "expected the header `Authorization: Bearer <token>` with a valid token",
+        )
     })
 }

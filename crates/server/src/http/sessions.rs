@@ -37,8 +37,9 @@ const NEWS_PATIENCE: Duration = Duration::from_secs(5);
 /// Reads a body; an empty one is `{}`. Unknown fields are errors, with their place.
 fn parse<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, ApiError> {
     let body = body?;
-    let text = std::str::from_utf8(&body)
-        .map_err(|error| ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
+    let text = std::str::from_utf8(&body).map_err(|error| {
+        ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
     let text = if text.trim().is_empty() { "{}" } else { text };
     serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("body: {error}")))
 }
@@ -93,7 +94,9 @@ pub(super) async fn start(
     let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
         None => None,
         Some(Ok(key)) if !key.is_empty() => Some(key.to_owned()),
-        Some(_) => return Err(ApiError::invalid("Idempotency-Key: expected 1 to 128 visible ASCII characters")),
+        Some(_) => {
+            return Err(ApiError::invalid("Idempotency-Key: expected 1 to 128 visible ASCII characters"));
+        }
     };
     let start = Start {
         workflow,
@@ -154,9 +157,9 @@ impl ReadQuery {
         match self.consistency.as_deref() {
             None | Some("linearizable") => Ok(false),
             Some("stale") => Ok(true),
-            Some(other) => {
-                Err(ApiError::invalid(format!("consistency: expected linearizable or stale, found {other:?}")))
-            }
+            Some(other) => Err(ApiError::invalid(format!(
+                "consistency: expected linearizable or stale, found {other:?}"
+            ))),
         }
     }
 }
@@ -271,8 +274,12 @@ fn follow(
             if state.ended || *state.app.stopping.borrow() {
                 return None;
             }
-            let page =
-                state.app.sessions.events(&state.tenant, state.id, state.next, EVENTS_PAGE_MAX, false).await.ok()?;
+            let page = state
+                .app
+                .sessions
+                .events(&state.tenant, state.id, state.next, EVENTS_PAGE_MAX, false)
+                .await
+                .ok()?;
             (state.next, state.ended) = (page.next, page.ended);
             state.ready = page
                 .events
@@ -358,7 +365,9 @@ pub(crate) fn decision(decision: &str, value: Option<Value>, reason: String) -> 
         ("edit", None) => Err(ApiError::invalid("value: `edit` needs the value to go on with")),
         ("reject", None) => Ok(Decision::Reject { reason }),
         ("approve" | "reject", Some(_)) => Err(ApiError::invalid("value: only `edit` takes one")),
-        _ => Err(ApiError::invalid(format!("decision: expected approve, edit or reject; found {decision:?}"))),
+        _ => {
+            Err(ApiError::invalid(format!("decision: expected approve, edit or reject; found {decision:?}")))
+        }
     }
 }
 
@@ -416,7 +425,8 @@ pub(super) async fn workflow(
 /// The body is the workflow's source, YAML or JSON.
 pub(super) async fn apply_workflow(State(app): State<Arc<App>>, Tenant(tenant): Tenant, body: Body) -> Reply {
     let body = body?;
-    let source = std::str::from_utf8(&body)
-        .map_err(|error| ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
+    let source = std::str::from_utf8(&body).map_err(|error| {
+        ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
     ok(app.sessions.apply_workflow(&tenant, source).await?)
 }

@@ -13,12 +13,7 @@ use providers::BreakerState;
 use serde_json::{Value, json};
 
 use super::Tenant;
-use crate::{
-    CODES,
-    error::ApiError,
-    metrics::Named,
-    wiring::App,
-};
+use crate::{CODES, error::ApiError, metrics::Named, wiring::App};
 
 pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))

@@ -22,7 +22,10 @@ fn a_crash_keeps_what_was_flushed_with_what_was_applied() {
         let db = open(temp.path());
         for position in 1..=2u64 {
             let mut batch = db.batch(shard);
-            batch.put(Key::Shard, Row::Shard(ShardRow { position: Position(position), ..ShardRow::default() }));
+            batch.put(
+                Key::Shard,
+                Row::Shard(ShardRow { position: Position(position), ..ShardRow::default() }),
+            );
             batch.commit(format!("applied {position}").as_bytes()).unwrap();
             if position == 1 {
                 db.flush().unwrap();
@@ -84,7 +87,8 @@ fn a_row_that_changed_on_disk_is_an_error() {
     let temp = tempfile::tempdir().unwrap();
     let db = open(temp.path());
     let key = Key::Workflow("t".into(), "w".into());
-    let row = Row::Workflow(WorkflowRow { definition: Digest([7; 32]), version: 1, applied_at: Timestamp(1) });
+    let row =
+        Row::Workflow(WorkflowRow { definition: Digest([7; 32]), version: 1, applied_at: Timestamp(1) });
     let mut bytes = proto::record::encode_row(&row).to_vec();
     assert_eq!(proto::record::decode_row(&key, &bytes), Ok(row.clone()));
     *bytes.last_mut().unwrap() ^= 1;

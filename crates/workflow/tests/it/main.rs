@@ -41,7 +41,11 @@ fn every_mistake_is_named_with_its_place() {
         ("  - id: a-b\n    value: \"1\"\n", "w.yaml:3:", "must not contain `-`"),
         ("  - id: a\n    wait: {for: 5 minutes}\n", "w.yaml:4:", "expected a duration"),
         ("  - id: a\n    after: [c]\n    value: \"1\"\n", "w.yaml:4:", "unknown step `c`"),
-        ("  - id: a\n    map: {items: input.x, parallel: 0, steps: [{id: b, value: \"1\"}]}\n", "w.yaml:4:", "1 and 256"),
+        (
+            "  - id: a\n    map: {items: input.x, parallel: 0, steps: [{id: b, value: \"1\"}]}\n",
+            "w.yaml:4:",
+            "1 and 256",
+        ),
         ("  - id: a\n    loop: {until: \"true\", steps: []}\n", "w.yaml:3:", "must not be empty"),
         ("  - id: a\n    agent: {role: r, prompt: \"{{ nope }}\"}\n", "w.yaml:4:", "unknown variable `nope`"),
         ("  - id: a\n    agent: {role: r, prompt: \"{% for %}\"}\n", "w.yaml:4:", "template"),
@@ -50,7 +54,10 @@ fn every_mistake_is_named_with_its_place() {
     ];
     for (steps, place, message) in cases {
         let error = refused(&format!("{HEAD}{steps}"));
-        assert!(error.starts_with(place) && error.contains(message), "{steps}\n→ {error}\nexpected {place}…{message}");
+        assert!(
+            error.starts_with(place) && error.contains(message),
+            "{steps}\n→ {error}\nexpected {place}…{message}"
+        );
     }
 }
 

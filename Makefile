@@ -1,0 +1,37 @@
+# `make` lists the targets. Only `fix` edits files.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+SEED ?= 1
+KILLS ?= 200
+export CCACHE_DIR ?= $(HOME)/.cache/orchestra/ccache
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: ## Installs what the build needs and is missing: g++, libclang and ccache, from Debian.
+	@deploy/dev/setup.sh
+
+build: setup ## Builds the binary.
+	cargo build --locked --workspace --bins
+
+demo: build ## Runs the main job on a small project, with a kill -9 in the middle.
+	ORCHESTRA_BIN=$(TARGET)/debug/orchestra docs/examples/demo.sh
+
+test: build ## Runs every test.
+	cargo test --locked --workspace
+
+lint: setup ## Formatting, clippy and the tree's own rules, without edits.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+fix: ## Formats.
+	cargo fmt --all
+
+crash: build ## kill -9 at seeded moments under load: SEED=n KILLS=n.
+	$(TARGET)/debug/chaos crash --seed $(SEED) --kills $(KILLS)
+
+vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
+	$(TARGET)/debug/chaos vendor --seed $(SEED)
+
+.PHONY: help setup build demo test lint fix crash vendor-chaos

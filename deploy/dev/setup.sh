@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs what the build needs and is missing. Does nothing where all is there.
+set -euo pipefail
+
+missing=()
+command -v g++ >/dev/null || missing+=(g++)
+command -v ccache >/dev/null || missing+=(ccache)
+command -v curl >/dev/null || missing+=(curl)
+compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
+  || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
+  || [ -n "${LIBCLANG_PATH:-}" ] || missing+=(libclang-dev)
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+echo "installing ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+  echo "error: install ${missing[*]} with this system's package manager, then repeat" >&2
+  exit 1
+fi
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
