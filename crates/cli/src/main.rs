@@ -4,6 +4,7 @@
 
 mod client;
 mod commands;
+mod log;
 mod output;
 mod workdir;
 

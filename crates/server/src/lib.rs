@@ -16,4 +16,5 @@ mod wiring;
 
 pub use config::Config;
 pub use error::{ApiError, CODES, Code};
+pub use providers::Redactor;
 pub use wiring::{Server, StartError};

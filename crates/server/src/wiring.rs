@@ -64,17 +64,16 @@ pub(crate) struct App {
 }
 
 impl Server {
-    /// Starts a node, and waits until it leads its shards.
+    /// Starts a node, and waits until it leads its shards. `redactor` learns every secret that the node comes to know.
     ///
     /// # Errors
     ///
     /// What does not work, and what to do.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(config: Config, redactor: Redactor) -> Result<Self, StartError> {
         config.check()?;
         // Listening first: a port in use is said before any data is touched.
         let http_listener = listen("http", config.node.http).await?;
         let grpc_listener = listen("grpc", config.node.grpc).await?;
-        let redactor = Redactor::default();
         let tokens = read_tokens(&config, &redactor)?;
         let vendor = start_vendor(&config).await?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);

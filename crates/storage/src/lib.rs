@@ -29,3 +29,9 @@ pub fn free_bytes(path: &std::path::Path) -> std::io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
+
+/// Bytes that a row takes, with its envelope and without its key.
+#[must_use]
+pub fn row_len(row: &machine::Row) -> usize {
+    proto::record::encode_row(row).len()
+}

@@ -88,7 +88,22 @@ impl NodeProcess {
         grpc: SocketAddr,
         config: &str,
     ) -> anyhow::Result<Self> {
-        let mut node = Self::spawn(directory, http, grpc, config)?;
+        Self::start_with_env(directory, http, grpc, config, &[]).await
+    }
+
+    /// As [`NodeProcess::start`], with variables in its environment.
+    ///
+    /// # Errors
+    ///
+    /// It does not start; the end of its log is part of the error.
+    pub async fn start_with_env(
+        directory: &Path,
+        http: SocketAddr,
+        grpc: SocketAddr,
+        config: &str,
+        env: &[(String, String)],
+    ) -> anyhow::Result<Self> {
+        let mut node = Self::spawn(directory, http, grpc, config, env)?;
         let client = reqwest::Client::new();
         let url = format!("http://{http}/health/ready");
         let until = Instant::now() + START_TIMEOUT;
@@ -111,7 +126,13 @@ impl NodeProcess {
     /// # Errors
     ///
     /// The system refuses.
-    pub fn spawn(directory: &Path, http: SocketAddr, grpc: SocketAddr, config: &str) -> anyhow::Result<Self> {
+    pub fn spawn(
+        directory: &Path,
+        http: SocketAddr,
+        grpc: SocketAddr,
+        config: &str,
+        env: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let (config_path, log) = (directory.join("config.toml"), directory.join("log"));
         std::fs::write(&config_path, config)?;
@@ -121,6 +142,7 @@ impl NodeProcess {
             .args(["--config".as_ref(), config_path.as_os_str()])
             .args(["--data-dir".as_ref(), directory.join("data").as_os_str()])
             .args(["--http", &http.to_string(), "--grpc", &grpc.to_string()])
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)

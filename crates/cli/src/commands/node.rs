@@ -1,13 +1,13 @@
 //! `dev` and `node`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use server::{Config, Server, config::LogFormat};
+use server::{Config, Redactor, Server, config::LogFormat};
 use tracing_subscriber::EnvFilter;
 
-use crate::output::line;
+use crate::{log::LogWriter, output::line};
 
 #[derive(Debug, Args)]
 pub(crate) struct DevArgs {
@@ -106,11 +106,12 @@ fn load(args: &CommonArgs) -> anyhow::Result<Config> {
 }
 
 async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
-    init_logging(&config.log)?;
+    let redactor = Redactor::default();
+    init_logging(&config.log, &redactor)?;
     for variable in Config::unknown_variables() {
         tracing::warn!(%variable, "nothing reads this variable");
     }
-    let server = Server::start(config.clone()).await?;
+    let server = Server::start(config.clone(), redactor).await?;
     let pid_file = config.node.data_dir.join("pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .with_context(|| pid_file.display().to_string())?;
@@ -118,10 +119,15 @@ async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server>
     Ok(server)
 }
 
-fn init_logging(log: &server::config::Log) -> anyhow::Result<()> {
+fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.level)
         .with_context(|| format!("log level {:?}: expected a level, or levels by module", log.level))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // On a full disk a line is lost; the node must not be.
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(LogWriter::new(redactor.clone()));
     match log.format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),

@@ -64,7 +64,8 @@ fn truncated_and_purged_entries_are_gone() {
     assert_eq!(log.state().unwrap().purged.unwrap(), "id 10");
     assert_eq!(read(&log, 11..43).len(), 32);
     drop((log, db));
-    let log = LogDb::open(temp.path(), options()).unwrap().shard(ShardId(0)).unwrap();
+    let db = LogDb::open(temp.path(), options()).unwrap();
+    let log = db.shard(ShardId(0)).unwrap();
     assert_eq!(read(&log, 11..43).len(), 32);
     assert_eq!(log.state().unwrap().last, Some(entry(42).1));
 }

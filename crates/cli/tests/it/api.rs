@@ -1,0 +1,169 @@
+//! The HTTP and gRPC APIs.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::fixture::Fixture;
+
+fn approval_workflow() -> Value {
+    json!({"name": "gate", "steps": [
+        {"id": "plan", "agent": {"role": "architect", "prompt": "plan {{ input.x }}"}},
+        {"id": "ok", "wait": {"approval": "plan"}},
+        {"id": "go", "wait": {"signal": "go"}},
+        {"id": "result", "value": "{'files': [{'path': 'a/b.txt', 'content': steps.go.output}], 'was': steps.ok.output}"},
+    ]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_answers_as_documented() {
+    let node = Fixture::start("").await;
+    for (path, body) in [
+        ("/health", json!({"status": "ok"})),
+        ("/health/live", json!({"status": "alive"})),
+        ("/health/ready", json!({"status": "ready"})),
+    ] {
+        assert_eq!(node.get(path).await, (StatusCode::OK, body));
+    }
+    let (_, openapi) = node.get("/openapi.json").await;
+    assert_eq!(openapi["openapi"], "3.1.0");
+
+    // A start, its repetition, and another request under the same key.
+    let body = json!({"workflow": approval_workflow(), "input": {"x": 1}, "labels": {"team": "a"}});
+    let start =
+        |body: &Value| node.request(Method::POST, "/v1/sessions").header("idempotency-key", "k1").json(body);
+    let (status, started) = node.send(start(&body)).await;
+    assert_eq!(status, StatusCode::CREATED, "{started}");
+    assert_eq!((&started["durability"], started["position"].as_u64() > Some(0)), (&json!("local"), true));
+    let id = started["id"].as_str().unwrap().to_owned();
+    let (status, again) = node.send(start(&body)).await;
+    assert_eq!((status, &again["id"]), (StatusCode::OK, &started["id"]));
+    let (status, other) =
+        node.send(start(&json!({"workflow": approval_workflow(), "input": {"x": 2}}))).await;
+    assert_eq!((status, &other["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
+
+    // Approval, edited; then a signal.
+    node.until(&id, &["waiting"]).await;
+    let (_, described) = node.get(&format!("/v1/sessions/{id}/describe")).await;
+    assert_eq!(described["coming"][0]["waits_for"], "an approval", "{described}");
+    let edit = json!({"decision": "edit", "step": "ok", "value": {"plan": "better"}});
+    assert_eq!(node.post(&format!("/v1/sessions/{id}/approve"), &edit).await.0, StatusCode::OK);
+    let signal = json!({"name": "go", "payload": "content"});
+    assert_eq!(node.post(&format!("/v1/sessions/{id}/signal"), &signal).await.0, StatusCode::OK);
+    let session = node.until(&id, &["completed"]).await;
+    assert_eq!(session["output"]["was"], json!({"plan": "better"}), "{session}");
+    assert_eq!(session["steps"][0]["simulated"], true);
+    let (_, file) = node.get(&format!("/v1/sessions/{id}/files/a/b.txt")).await;
+    assert_eq!(file, json!("content"));
+
+    // Events as pages and as a stream from a number on.
+    let (_, page) = node.get(&format!("/v1/sessions/{id}/events?limit=3")).await;
+    assert_eq!((page["events"].as_array().unwrap().len(), &page["next"]), (3, &json!(3)));
+    let stream = node.request(Method::GET, &format!("/v1/sessions/{id}/events"));
+    let stream = stream.header("accept", "text/event-stream").header("last-event-id", "2");
+    let text = stream.send().await.unwrap().text().await.unwrap();
+    assert!(text.starts_with("id: 3\n") || text.contains("\nid: 3\n"), "{text}");
+    assert!(!text.contains("id: 2\n") && text.contains("event: session_completed"), "{text}");
+    let (_, audit) = node.get(&format!("/v1/sessions/{id}/audit")).await;
+    assert_eq!(audit["intact"], true, "{audit}");
+
+    let (_, list) = node.get("/v1/sessions?status=completed&limit=1").await;
+    assert_eq!(list["sessions"][0]["id"], json!(id));
+    let metrics = node.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(
+        metrics.contains("orchestra_sessions_started_total 1") && metrics.ends_with("# EOF\n"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_cancelled_and_retried() {
+    let node = Fixture::start("").await;
+    let waits = json!({"name": "w", "steps": [{"id": "a", "wait": {"signal": "never"}}]});
+    let id = node.start_inline(&waits, &json!(null)).await;
+    node.until(&id, &["waiting"]).await;
+    assert_eq!(
+        node.post(&format!("/v1/sessions/{id}/cancel"), &json!({"reason": "enough"})).await.0,
+        StatusCode::OK
+    );
+    let session = node.until(&id, &["canceled"]).await;
+    assert_eq!(session["error"]["message"], "enough");
+    let (status, refused) = node.post(&format!("/v1/sessions/{id}/signal"), &json!({"name": "never"})).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::CONFLICT, &json!("already_ended")));
+
+    let fails = json!({"name": "f", "steps": [{"id": "a", "value": "input.missing.field"}]});
+    let id = node.start_inline(&fails, &json!({})).await;
+    let session = node.until(&id, &["failed"]).await;
+    assert_eq!(session["error"]["code"], "evaluation_failed", "{session}");
+    assert_eq!(node.post(&format!("/v1/sessions/{id}/retry"), &json!({})).await.0, StatusCode::OK);
+    node.until(&id, &["failed"]).await;
+    let (_, page) = node.get(&format!("/v1/sessions/{id}/events")).await;
+    assert!(
+        page["events"].as_array().unwrap().iter().any(|event| event["type"] == "session_retried"),
+        "{page}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_hold_every_session_once() {
+    let node = Fixture::start("").await;
+    let quick = json!({"name": "q", "steps": [{"id": "a", "value": "1"}]});
+    let mut started = std::collections::BTreeSet::new();
+    for _ in 0..25 {
+        started.insert(node.start_inline(&quick, &json!(null)).await);
+    }
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (_, page) = node.get(&format!("/v1/sessions?limit=7{cursor}")).await;
+        listed.extend(
+            page["sessions"].as_array().unwrap().iter().map(|of| of["id"].as_str().unwrap().to_owned()),
+        );
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(listed.len(), 25);
+    assert_eq!(listed.into_iter().collect::<std::collections::BTreeSet<_>>(), started);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_name_tenants() {
+    let secrets = tempfile::tempdir().unwrap();
+    let (mut extra, mut env) = (String::new(), Vec::new());
+    for tenant in ["acme", "other"] {
+        let file = secrets.path().join(tenant);
+        std::fs::write(&file, format!("token-of-{tenant}-0123456789\n")).unwrap();
+        extra.push_str(&format!("[[tokens]]\ntenant = \"{tenant}\"\ntoken_env = \"TEST_TOKEN_{tenant}\"\n"));
+        env.push((format!("TEST_TOKEN_{tenant}_FILE"), file.display().to_string()));
+    }
+    let mut node = Fixture::with_env(&extra, &env).await;
+    assert_eq!(node.get("/v1/sessions").await.0, StatusCode::UNAUTHORIZED);
+    node.set_token(Some("token-of-nobody-0123456789"));
+    assert_eq!(node.get("/v1/sessions").await.1["code"], "unauthenticated");
+    node.set_token(Some("token-of-acme-0123456789"));
+    let quick = json!({"name": "q", "steps": [{"id": "a", "value": "1"}]});
+    let id = node.start_inline(&quick, &json!(null)).await;
+    node.until(&id, &["completed"]).await;
+    node.set_token(Some("token-of-other-0123456789"));
+    assert_eq!(node.get(&format!("/v1/sessions/{id}")).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(node.get("/v1/sessions").await.1["sessions"], json!([]));
+    assert_eq!(node.get("/health").await.0, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains_and_exits_cleanly() {
+    let options =
+        providers::simulated::Options { latency_min_ms: 300, latency_max_ms: 300, ..Default::default() };
+    let node = Fixture::with_vendor(options, vec![], "").await;
+    let one = json!({"name": "one", "steps": [{"id": "a", "agent": {"role": "r", "prompt": "p"}}]});
+    node.start_inline(&one, &json!(null)).await;
+    let Fixture { node, vendor, temp, .. } = node;
+    let code = node.stop(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(code, Some(0));
+    // The work under way was finished, not thrown away: the vendor answered in full.
+    let counts = chaos::crash::counts(&vendor).await.unwrap();
+    assert_eq!((counts.calls, counts.completed), (1, 1));
+    drop(temp);
+}

@@ -1,0 +1,10 @@
+//! The binary from outside: the API over HTTP, the command line, bad input, secrets, full disks.
+
+#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+mod api;
+mod bad_input;
+mod command_line;
+mod disk;
+mod fixture;
+mod secrets;
