@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SEED ?= 1
 KILLS ?= 200
+ONLY ?=
 export CCACHE_DIR ?= $(HOME)/.cache/orchestra/ccache
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -16,7 +17,7 @@ build: setup ## Builds the binary.
 	cargo build --locked --workspace --bins
 
 demo: build ## Runs the main job on a small project, with a kill -9 in the middle.
-	ORCHESTRA_BIN=$(TARGET)/debug/orchestra docs/examples/demo.sh
+	BINARY_UNDER_TEST=$(TARGET)/debug/orchestra docs/examples/demo.sh
 
 test: build ## Runs every test.
 	cargo test --locked --workspace
@@ -34,4 +35,7 @@ crash: build ## kill -9 at seeded moments under load: SEED=n KILLS=n.
 vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
-.PHONY: help setup build demo test lint fix crash vendor-chaos
+bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
+	cargo run --locked --release -p loadtest -- bench --directory $(TARGET) --only "$(ONLY)"
+
+.PHONY: help setup build demo test lint fix crash vendor-chaos bench

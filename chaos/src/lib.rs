@@ -1,4 +1,5 @@
-//! Faults on purpose, with a verdict: real node processes and a simulated vendor on this machine only, bounded in count
+//! Faults on purpose, with a verdict: real node processes and a simulated vendor on this machine only, bounded
+//! in count
 //! and time.
 
 pub mod api;

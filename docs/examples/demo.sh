@@ -2,7 +2,7 @@
 # The main job on a small project: the node is killed with SIGKILL in the middle of a session, and started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-bin=$(realpath "${ORCHESTRA_BIN:?set ORCHESTRA_BIN to the orchestra binary}")
+bin=$(realpath "${BINARY_UNDER_TEST:?set BINARY_UNDER_TEST to the orchestra binary}")
 work=$(mktemp -d)
 port=$((20000 + RANDOM % 20000))
 url=http://127.0.0.1:$port

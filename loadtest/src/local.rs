@@ -1,4 +1,5 @@
-//! Benches of a whole node in this process: real Raft, real log with fsync, real engine; the provider answers at once.
+//! Benches of a whole node in this process: real Raft, real log with fsync, real engine; the provider answers
+//! at once.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -66,7 +66,8 @@ number! {
     Epoch(u64)
 }
 number! {
-    /// The number of a machine entry in its shard, 1-based. Raft indexes differ between replica groups; positions do not.
+    /// The number of a machine entry in its shard, 1-based. Raft indexes differ between replica groups;
+    /// positions do not.
     Position(u64)
 }
 number! {

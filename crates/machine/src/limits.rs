@@ -1,4 +1,5 @@
-//! Every limit of the machine, with what it protects. A request above one is refused at the door with the limit named.
+//! Every limit of the machine, with what it protects. A request above one is refused at the door with the limit
+//! named.
 
 /// Nodes of a workflow. Node numbers are 16 bits wide.
 pub const NODES_MAX: usize = 10_000;

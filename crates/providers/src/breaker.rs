@@ -4,7 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// After `threshold` failures within `window`, calls are refused for `rest`; then one call is let through, and decides.
+/// After `threshold` failures within `window`, calls are refused for `rest`; then one call is let through, and
+/// decides.
 #[derive(Debug)]
 pub struct Breaker {
     threshold: usize,

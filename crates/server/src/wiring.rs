@@ -64,7 +64,8 @@ pub(crate) struct App {
 }
 
 impl Server {
-    /// Starts a node, and waits until it leads its shards. `redactor` learns every secret that the node comes to know.
+    /// Starts a node, and waits until it leads its shards. `redactor` learns every secret that the node comes
+    /// to know.
     ///
     /// # Errors
     ///
@@ -120,7 +121,8 @@ impl Server {
         self.vendor.as_ref().map(simulated::Server::address)
     }
 
-    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and the state
+    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and
+    /// the state
     /// is made durable.
     pub async fn stop(self, drain: Duration) {
         self.app.sessions.drain();

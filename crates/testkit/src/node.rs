@@ -17,13 +17,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The binary under test: `ORCHESTRA_BIN`, else the one built beside the running program.
+/// The binary under test: `BINARY_UNDER_TEST`, else the one built beside the running program.
 ///
 /// # Errors
 ///
 /// It is not there.
 pub fn binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os("ORCHESTRA_BIN") {
+    if let Some(path) = std::env::var_os("BINARY_UNDER_TEST") {
         return Ok(path.into());
     }
     let here = std::env::current_exe().context("find the running program")?;
@@ -33,7 +33,9 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         .take(2)
         .map(|directory| directory.join("orchestra"))
         .find(|path| path.is_file());
-    found.context("the orchestra binary is not built: run `cargo build -p cli` first, or set ORCHESTRA_BIN")
+    found.context(
+        "the orchestra binary is not built: run `cargo build -p cli` first, or set BINARY_UNDER_TEST",
+    )
 }
 
 /// An address on loopback that was free a moment ago.
@@ -76,7 +78,8 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts a node in `directory` with a configuration, to which the addresses and the data directory are added, and
+    /// Starts a node in `directory` with a configuration, to which the addresses and the data directory are
+    /// added, and
     /// waits until it is ready.
     ///
     /// # Errors

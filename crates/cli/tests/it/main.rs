@@ -7,4 +7,5 @@ mod bad_input;
 mod command_line;
 mod disk;
 mod fixture;
+mod fixtures;
 mod secrets;

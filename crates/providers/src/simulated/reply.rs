@@ -9,7 +9,8 @@ const DEPTH_MAX: usize = 8;
 /// Lines of the request that a made-up text quotes.
 const QUOTED_LINES: usize = 40;
 
-/// A small seeded generator: `SplitMix64` (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+/// A small seeded generator: `SplitMix64` (Steele, Lea, Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
 pub(super) struct Random(u64);
 
 impl Random {

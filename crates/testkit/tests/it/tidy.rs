@@ -90,7 +90,8 @@ fn files_are_of_a_size_that_can_be_read() {
     for (path, text) in sources() {
         let lines = text.lines().count();
         assert!(lines <= 800, "{}: {lines} lines: split it", path.display());
-        let long = text.lines().position(|line| line.chars().count() > 120);
+        // A text in quotes may be as long as it is.
+        let long = text.lines().position(|line| line.chars().count() > 120 && !line.contains('"'));
         assert!(
             long.is_none(),
             "{}:{}: a line of more than 120 characters",

@@ -1,0 +1,209 @@
+//! Sessions as the APIs see them: start, read, list, steer.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
+use engine::Engine;
+use ids::{Seq, SessionId, ShardId, StepId};
+use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
+use providers::{ProviderStatus, Router};
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc};
+
+use crate::error::{self, ApiError};
+
+/// How long a request is retried while a shard has no leader.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(10);
+const ELECTION_PAUSE: Duration = Duration::from_millis(50);
+/// Events of one page.
+pub(crate) const EVENTS_PAGE_MAX: usize = 500;
+
+mod read;
+mod show;
+mod start;
+mod workflows;
+
+pub(crate) use start::budget;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// What a session is started with.
+#[derive(Debug, Clone)]
+pub(crate) struct Start {
+    pub(crate) workflow: WorkflowRef,
+    pub(crate) input: Value,
+    pub(crate) id: Option<SessionId>,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) lock_key: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) limits: SessionLimits,
+}
+
+/// A workflow, by name or in full.
+#[derive(Debug, Clone)]
+pub(crate) enum WorkflowRef {
+    Name(String),
+    Source(String),
+}
+
+/// What a start answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Started {
+    pub(crate) id: SessionId,
+    pub(crate) created: bool,
+    pub(crate) status: SessionStatus,
+    pub(crate) position: u64,
+}
+
+/// A page of events.
+#[derive(Debug)]
+pub(crate) struct Events {
+    pub(crate) events: Vec<Value>,
+    pub(crate) next: Seq,
+    pub(crate) ended: bool,
+}
+
+/// The service behind both APIs.
+pub struct Sessions {
+    node: Node,
+    engines: BTreeMap<ShardId, Engine>,
+    router: Arc<Router>,
+}
+
+impl Sessions {
+    pub(crate) fn new(node: Node, engines: BTreeMap<ShardId, Engine>, router: Arc<Router>) -> Self {
+        Self { node, engines, router }
+    }
+
+    pub(crate) fn drain(&self) {
+        for engine in self.engines.values() {
+            engine.drain();
+        }
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.engines.clear();
+        self.node.stop().await;
+    }
+
+    pub(crate) fn running_count(&self) -> usize {
+        self.engines.values().map(Engine::running_count).sum()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.node.status()
+    }
+
+    pub(crate) fn providers(&self) -> Vec<ProviderStatus> {
+        self.router.status()
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.router.is_simulated()
+    }
+
+    /// Why the node is not ready, if it is not.
+    pub(crate) fn not_ready(&self) -> Vec<String> {
+        let status = self.status();
+        let mut errors: Vec<String> = status
+            .shards
+            .iter()
+            .filter(|(_, lead)| matches!(lead, Leadership::Elsewhere { leader: None }))
+            .map(|(shard, _)| format!("shard {shard}: no leader"))
+            .collect();
+        errors.extend(status.writes_stopped.map(|reason| format!("writes: {reason}")));
+        errors
+    }
+
+    fn group(&self, shard: ShardId) -> Result<&Group> {
+        self.node.groups().get(&shard).ok_or_else(|| ApiError::not_found(format!("shard {shard}")))
+    }
+
+    fn group_of(&self, session: SessionId) -> Result<&Group> {
+        if session.region() != self.node.identity().region {
+            return Err(ApiError::not_found(format!("session {session}")));
+        }
+        self.group(session.shard()).map_err(|_| ApiError::not_found(format!("session {session}")))
+    }
+
+    /// Proposes, through an election if need be. Safe to repeat: the edge has minted every id.
+    async fn propose(&self, group: &Group, command: Command) -> Result<Outcome> {
+        let attempt = async {
+            loop {
+                match group.propose(command.clone()).await {
+                    Err(ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
+                        tokio::time::sleep(ELECTION_PAUSE).await;
+                    }
+                    Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
+                    Ok(outcome) => return Ok(outcome),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        tokio::time::timeout(ELECTION_PATIENCE, attempt).await.unwrap_or_else(|_| {
+            Err(ApiError::new(
+                error::UNAVAILABLE,
+                "the shard has had no leader for too long; repeat the request",
+            ))
+        })
+    }
+
+    async fn read(&self, group: &Group) -> Result<()> {
+        let attempt = async {
+            loop {
+                match group.linearize().await {
+                    Ok(()) => return Ok(()),
+                    Err(consensus::ReadError::NotLeader { .. }) => tokio::time::sleep(ELECTION_PAUSE).await,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        tokio::time::timeout(ELECTION_PATIENCE, attempt)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::new(error::UNAVAILABLE, "the shard has no leader")))
+    }
+
+    /// News of a session's shard.
+    pub(crate) fn watch(&self, id: SessionId) -> Result<broadcast::Receiver<Watch>> {
+        Ok(self.group_of(id)?.effects().watch())
+    }
+
+    /// News of all sessions of this node.
+    pub(crate) fn watch_all(&self) -> mpsc::Receiver<Watch> {
+        let (sender, receiver) = mpsc::channel(1024);
+        for group in self.node.groups().values() {
+            let (mut news, sender) = (group.effects().watch(), sender.clone());
+            tokio::spawn(async move {
+                loop {
+                    match news.recv().await {
+                        Ok(watch) => {
+                            if sender.send(watch).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return,
+                    }
+                }
+            });
+        }
+        receiver
+    }
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+fn pending(view: &impl Read, id: SessionId) -> Vec<StepId> {
+    let from = Key::Pending(id, StepId::default());
+    let to = Key::Pending(id.successor(), StepId::default());
+    let rows = view.scan(&from, &to, read::STEPS_MAX).into_iter();
+    rows.filter_map(|(key, _)| match key {
+        Key::Pending(_, step) => Some(step),
+        _ => None,
+    })
+    .collect()
+}

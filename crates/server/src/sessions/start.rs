@@ -1,0 +1,212 @@
+//! Starting and steering sessions.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use consensus::Group;
+use engine::values::Values;
+use ids::{Digest, SessionId, ShardId, StepId};
+use machine::{
+    Approval, Command, Decision, Definition, Durability, Idempotency, Outcome, Read, SessionLimits,
+    SessionRow, SessionStatus, StartSession,
+};
+use serde_json::Value;
+use sha2::Digest as _;
+
+use super::{Result, Sessions, Start, Started, pending};
+use crate::error::{self, ApiError};
+
+impl Sessions {
+    /// Starts a session, or finds the one that the same request started.
+    pub(crate) async fn start(&self, tenant: &str, start: Start) -> Result<Started> {
+        let (name, definition) = self.definition(tenant, &start.workflow)?;
+        let identity = self.node.identity();
+        let id = match start.id {
+            Some(id) if id.region() != identity.region || id.shard().0 >= identity.shards => {
+                return Err(ApiError::invalid(format!("id: {id} is not of this region and its shards")));
+            }
+            Some(id) => id,
+            None => {
+                let (shard, unique) = match (&start.lock_key, &start.idempotency_key) {
+                    (lock, _) if !lock.is_empty() => (hash(&[tenant, lock]), rand::random()),
+                    (_, Some(key)) => (hash(&[tenant, key]), rand::random()),
+                    _ => (rand::random(), rand::random()),
+                };
+                let shard = u16::try_from(shard % u128::from(identity.shards)).unwrap_or(0);
+                SessionId::new(identity.region, ShardId(shard), unique)
+            }
+        };
+        let input = Bytes::from(start.input.to_string());
+        let fingerprint = fingerprint(&definition.hash, &input, &start);
+        let command = Command::StartSession(StartSession {
+            session: id,
+            tenant: tenant.into(),
+            workflow: name,
+            definition: definition.hash,
+            input,
+            labels: start.labels.into_iter().collect(),
+            limits: start.limits,
+            durability: Durability::Local,
+            idempotency: start.idempotency_key.map(|key| Idempotency {
+                lock_key: start.lock_key.clone(),
+                key,
+                fingerprint,
+            }),
+        });
+        let group = self.group(id.shard())?;
+        let outcome = match self.propose_start(group, command.clone()).await? {
+            // The shard uses this definition for the first time.
+            None => {
+                self.propose(group, Command::PutDefinition(definition)).await?;
+                self.propose(group, command).await?
+            }
+            Some(outcome) => outcome,
+        };
+        let Outcome::Started { session, created } = outcome else {
+            return Err(ApiError::new(error::INTERNAL, "a start had another outcome"));
+        };
+        let view = group.view();
+        let status = view.session(session).map_or(SessionStatus::Running, |row| row.status);
+        let position = view.shard().position.0;
+        view.check()?;
+        Ok(Started { id: session, created, status, position })
+    }
+
+    async fn propose_start(&self, group: &Group, command: Command) -> Result<Option<Outcome>> {
+        if let Command::StartSession(start) = &command
+            && group.view().definition(start.definition).is_none()
+        {
+            return Ok(None);
+        }
+        self.propose(group, command).await.map(Some)
+    }
+
+    /// The session, if it is the tenant's.
+    pub(super) fn owned(
+        &self,
+        view: &impl Read,
+        tenant: &str,
+        id: SessionId,
+    ) -> Result<(SessionRow, Arc<Definition>)> {
+        let row = view.session(id).filter(|row| row.tenant == tenant);
+        let row = row.ok_or_else(|| ApiError::not_found(format!("session {id}")))?;
+        let definition = view
+            .definition(row.definition)
+            .ok_or_else(|| ApiError::new(error::INTERNAL, "the session's definition is missing"))?;
+        Ok((row, definition))
+    }
+
+    fn check_owner(&self, tenant: &str, id: SessionId) -> Result<&Group> {
+        let group = self.group_of(id)?;
+        let view = group.view();
+        let found = self.owned(&view, tenant, id);
+        view.check()?;
+        found.map(|_| group)
+    }
+
+    /// Gives a session a named value.
+    pub(crate) async fn signal(
+        &self,
+        tenant: &str,
+        id: SessionId,
+        name: String,
+        payload: &Value,
+        key: Option<&str>,
+    ) -> Result<()> {
+        let group = self.check_owner(tenant, id)?;
+        let signal = key.map_or_else(rand::random, |key| hash(&[tenant, "signal", key]));
+        let payload = Bytes::from(payload.to_string());
+        self.propose(group, Command::Signal { session: id, name, payload, id: signal }).await.map(|_| ())
+    }
+
+    /// Decides a step that waits for approval.
+    pub(crate) async fn approve(
+        &self,
+        tenant: &str,
+        id: SessionId,
+        step: Option<&str>,
+        decision: Decision,
+    ) -> Result<()> {
+        let group = self.check_owner(tenant, id)?;
+        let step = step.map(|step| self.find_step(group, tenant, id, step)).transpose()?;
+        let approval = Approval { decision, by: tenant.into() };
+        self.propose(group, Command::Approve { session: id, step, approval }).await.map(|_| ())
+    }
+
+    /// Ends a session.
+    pub(crate) async fn cancel(&self, tenant: &str, id: SessionId, reason: String) -> Result<()> {
+        let group = self.check_owner(tenant, id)?;
+        self.propose(group, Command::Cancel { session: id, reason }).await.map(|_| ())
+    }
+
+    /// Runs the failed steps of a failed session again.
+    pub(crate) async fn retry(&self, tenant: &str, id: SessionId) -> Result<()> {
+        let group = self.check_owner(tenant, id)?;
+        self.propose(group, Command::Retry { session: id }).await.map(|_| ())
+    }
+
+    /// A waiting step by its path (`files[0]/review`) or number (`3.5`).
+    fn find_step(&self, group: &Group, tenant: &str, id: SessionId, name: &str) -> Result<StepId> {
+        if let Ok(step) = name.parse() {
+            return Ok(step);
+        }
+        let view = group.view();
+        let (_, definition) = self.owned(&view, tenant, id)?;
+        let values = Values::new(&view, id, &definition);
+        let found = pending(&view, id).into_iter().find(|step| values.path(*step) == name);
+        found.ok_or_else(|| ApiError::not_found(format!("waiting step {name:?} in session {id}")))
+    }
+}
+
+/// The first 128 bits of SHA-256 over the parts, each with its length.
+fn hash(parts: &[&str]) -> u128 {
+    let mut hash = sha2::Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let mut first = [0; 16];
+    first.copy_from_slice(&digest[..16]);
+    u128::from_be_bytes(first)
+}
+
+/// What makes two requests the same request.
+fn fingerprint(definition: &Digest, input: &Bytes, start: &Start) -> Digest {
+    let mut hash = sha2::Sha256::new();
+    hash.update(definition.0);
+    let id = start.id.map(|id| id.to_string()).unwrap_or_default();
+    let labels = serde_json::to_vec(&start.labels).unwrap_or_default();
+    let limits = format!("{:?}", start.limits);
+    for part in [input, id.as_bytes(), start.lock_key.as_bytes(), labels.as_slice(), limits.as_bytes()] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    Digest(hash.finalize().into())
+}
+
+/// Reads the limits of a request's `budget`.
+pub(crate) fn budget(budget: Option<&Value>) -> Result<SessionLimits> {
+    let mut parsed = SessionLimits::default();
+    let Some(budget) = budget else { return Ok(parsed) };
+    let Value::Object(fields) = budget else {
+        return Err(ApiError::invalid("budget: expected an object"));
+    };
+    for (name, value) in fields {
+        let whole = || {
+            value.as_u64().ok_or_else(|| ApiError::invalid(format!("budget.{name}: expected a whole number")))
+        };
+        match name.as_str() {
+            "steps" => parsed.steps = u32::try_from(whole()?).unwrap_or(u32::MAX),
+            "iterations" => parsed.iterations = u32::try_from(whole()?).unwrap_or(u32::MAX),
+            "tokens" => parsed.tokens = whole()?,
+            "cost_microusd" => parsed.cost_microusd = whole()?,
+            "duration_ms" => parsed.duration_ms = whole()?,
+            _ => {
+                let known = "steps, iterations, tokens, cost_microusd, duration_ms";
+                return Err(ApiError::invalid(format!("budget: unknown field {name:?}; known are {known}")));
+            }
+        }
+    }
+    Ok(parsed)
+}
