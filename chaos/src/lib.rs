@@ -1,6 +1,5 @@
-//! Faults on purpose, with a verdict: real node processes and a simulated vendor on this machine only, bounded
-//! in count
-//! and time.
+//! Faults on purpose, with a verdict: real node processes and a simulated vendor on this machine only, bounded in
+//! count and time.
 
 pub mod api;
 pub mod crash;

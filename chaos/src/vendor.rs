@@ -1,6 +1,5 @@
-//! `vendor`: a map of 100 items against vendors that answer 429, hang and cut streams off. Everything finishes,
-//! and every
-//! fault is in the events.
+//! `vendor`: a map of 100 items against vendors that answer 429, hang and cut streams off. Everything finishes, and
+//! every fault is in the events.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! `loadtest`: load on a node over HTTP, and the benches of the layers. It only ever addresses the URL it is
-//! given, and
-//! stops by itself.
+//! `loadtest`: load on a node over HTTP, and the benches of the layers. It only ever addresses the URL it is given,
+//! and stops by itself.
 
 mod bench;
 mod http;

@@ -1,6 +1,5 @@
-//! Puts commands that arrive together into one entry. While one or two entries are on their way, arrivals form
-//! the next;
-//! nobody waits for company.
+//! Puts commands that arrive together into one entry. While one or two entries are on their way, arrivals form the
+//! next; nobody waits for company.
 
 use std::{collections::VecDeque, sync::Arc};
 

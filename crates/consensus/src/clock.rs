@@ -38,9 +38,8 @@ fn micros(time: &rustix::time::Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000
 }
 
-/// How fast the clock of a shard may run while it is away from the wall clock, in 1/1000 of real time: from 0.9
-/// to 1.1
-/// seconds a second.
+/// How fast the clock of a shard may run while it is away from the wall clock, in 1/1000 of real time: from 0.9 to
+/// 1.1 seconds a second.
 const SLEW_PERMILLE: i128 = 100;
 
 /// The clock of a shard on its leader. It never goes back, and follows a jump of the wall clock at a bounded rate, so

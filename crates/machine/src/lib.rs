@@ -1,14 +1,12 @@
 //! The deterministic machine of a shard: commands in; events, effects and outcomes out.
 //!
-//! [`apply`] is total and synchronous. A refused command is an [`Outcome`], computed alike on every replica. Time and
-//! random numbers arrive inside the command; values (inputs, outputs, items) are JSON text that the machine
-//! stores and
-//! refers to, and never looks into. What has to look into them (templates, conditions, a model's answer) is evaluated
-//! by the leader and arrives as data.
+//! [`apply`] is total and synchronous. A refused command is an [`Outcome`], computed alike on every replica. Time
+//! and random numbers arrive inside the command; values (inputs, outputs, items) are JSON text that the machine
+//! stores and refers to, and never looks into. What has to look into them (templates, conditions, a model's answer)
+//! is evaluated by the leader and arrives as data.
 //!
-//! - **A command** is a request in the log, **an event** a stored fact of one session, **an effect** work asked
-//! of the
-//!   world, **an outcome** the reply.
+//! - **A command** is a request in the log, **an event** a stored fact of one session, **an effect** work asked of
+//!   the world, **an outcome** the reply.
 //! - **Invariant:** the effects emitted minus those resolved equal [`pending_effects`] after every command, so a new
 //!   leader finds all its work in the tables.
 //! - **Invariant:** a command touches `O(1 + successors made ready)` rows, whatever the size of its session.

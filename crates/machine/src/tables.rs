@@ -84,9 +84,8 @@ pub enum Row {
 
 /// What is read. Over a batch, reads see its earlier writes.
 ///
-/// An implementation over a disk keeps the first error and answers `None` from then on; its owner looks for
-/// that error
-/// before it uses what was read or written.
+/// An implementation over a disk keeps the first error and answers `None` from then on; its owner looks for that
+/// error before it uses what was read or written.
 pub trait Read {
     /// The row of a key.
     fn get(&self, key: &Key) -> Option<Row>;

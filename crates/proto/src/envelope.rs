@@ -1,7 +1,6 @@
-//! The envelope of everything that is stored or crosses versions:
-//! `magic u16 | format version u8 | kind u8 | crc32c u32 | body`, numbers big-endian. The checksum covers
-//! version, kind
-//! and body, so that a body of one kind is never read as another.
+//! The envelope of everything that is stored or crosses versions: `magic u16 | format version u8 | kind u8 | crc32c
+//! u32 | body`, numbers big-endian. The checksum covers version, kind and body, so that a body of one kind is never
+//! read as another.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 

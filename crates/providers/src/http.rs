@@ -1,8 +1,7 @@
 //! Vendors over HTTP, in the OpenAI-compatible and the Anthropic wire format, through the `genai` crate.
 //!
-//! Answers are always streamed, so that a stall is told from a long answer: a call has a time to connect, a
-//! time to its
-//! first token counted from the request's start, and a time between tokens.
+//! Answers are always streamed, so that a stall is told from a long answer: a call has a time to connect, a time to
+//! its first token counted from the request's start, and a time between tokens.
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
 //! LLM vendors behind one trait: fallback chain, circuit breaker, usage and cost; the simulated vendor.
 //!
 //! A [`Router`] knows the chain of each role. [`Router::ask`] goes down the chain until a provider answers, and
-//! reports
-//! every call it made, so that the step's outcome can record what it took.
+//! reports every call it made, so that the step's outcome can record what it took.
 //!
 //! - **Invariant:** the class of an error comes from a status code or a structured body, never from a text.
 //! - **Invariant:** no message that leaves this crate holds a secret it was configured with.

@@ -7,9 +7,8 @@ use parking_lot::Mutex;
 /// Shorter secrets are not looked for in texts: they would be found everywhere.
 const REDACTED_LEN_MIN: usize = 6;
 
-/// A secret by reference: an environment variable, or the file that `<variable>_FILE` names. Read again for
-/// every use, so
-/// that a rotated key is used without a restart.
+/// A secret by reference: an environment variable, or the file that `<variable>_FILE` names. Read again for every
+/// use, so that a rotated key is used without a restart.
 #[derive(Clone)]
 pub struct Secret {
     variable: String,

@@ -1,8 +1,7 @@
 //! Configuration: a TOML file, over it the environment (`ORCHESTRA_*`), over that the flags of the command line.
 //!
-//! An unknown key is an error with its place; an unknown `ORCHESTRA_*` variable is a warning. Secrets are
-//! named, never
-//! written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
+//! An unknown key is an error with its place; an unknown `ORCHESTRA_*` variable is a warning. Secrets are named,
+//! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
 use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
 

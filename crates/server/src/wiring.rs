@@ -121,9 +121,8 @@ impl Server {
         self.vendor.as_ref().map(simulated::Server::address)
     }
 
-    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and
-    /// the state
-    /// is made durable.
+    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and the
+    /// state is made durable.
     pub async fn stop(self, drain: Duration) {
         self.app.sessions.drain();
         let done = async {

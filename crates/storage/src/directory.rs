@@ -42,9 +42,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens the directory, or makes it with `new` as its identity. Whether an existing identity is the right
-    /// one is for
-    /// the caller to say.
+    /// Opens the directory, or makes it with `new` as its identity. Whether an existing identity is the right one
+    /// is for the caller to say.
     ///
     /// # Errors
     ///

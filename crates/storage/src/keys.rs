@@ -1,9 +1,8 @@
 //! Keys as bytes. Each table has a tag that is never used again; byte order is the order of [`Key`].
 //!
-//! A key of a shard's state is `shard u16 ‖ incarnation u32 ‖ tag u8 ‖ fields`, numbers big-endian, texts with every
-//! zero byte doubled as `00 ff` and ended by `00 00`, so that no text is a prefix of another's bytes. Keys of
-//! the node
-//! itself begin with `ff`, above every shard.
+//! A key of a shard's state is `shard u16 ‖ incarnation u32 ‖ tag u8 ‖ fields`, numbers big-endian, texts with
+//! every zero byte doubled as `00 ff` and ended by `00 00`, so that no text is a prefix of another's bytes. Keys of
+//! the node itself begin with `ff`, above every shard.
 
 use ids::{Digest, ScopeId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{Key, TimerKind};

@@ -1,13 +1,13 @@
 //! RocksDB: the log database, the state database, keys, batches, the data directory.
 //!
 //! Two databases a node. The **log** ([`LogDb`]) holds the Raft logs of all shards: one writer thread merges
-//! everything
-//! that is queued into one batch and one fsync, then completes the callbacks. The **state** ([`StateDb`]) has no
-//! write-ahead log: every batch carries the id of the entry it applied, and what a crash takes is applied again.
+//! everything that is queued into one batch and one fsync, then completes the callbacks. The **state**
+//! ([`StateDb`]) has no write-ahead log: every batch carries the id of the entry it applied, and what a crash takes
+//! is applied again.
 //!
 //! - **Invariant:** a callback of the log runs after its bytes are synced, in the order of the queue.
 //! - **Invariant:** rows and the applied id are in one batch of one column family, so a crash keeps a prefix of
-//! applies.
+//!   applies.
 //! - **Absent:** Raft, tokio, what a row means.
 
 mod directory;

@@ -245,9 +245,8 @@ impl Inner {
         *self.db.write() = None;
     }
 
-    /// Writes a batch. While the disk refuses, opens the database again and repeats: an entry written twice is
-    /// the same
-    /// entry. Nobody is told that it failed, so nothing is lost and nothing is acknowledged.
+    /// Writes a batch. While the disk refuses, opens the database again and repeats: an entry written twice is the
+    /// same entry. Nobody is told that it failed, so nothing is lost and nothing is acknowledged.
     fn write_until_done(&self, operations: &[Op]) -> io::Result<()> {
         loop {
             let error = match self.write(operations) {

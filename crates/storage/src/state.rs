@@ -1,8 +1,8 @@
 //! The state database: the rows of all shards, without a write-ahead log.
 //!
-//! Keys of a shard are prefixed with its number and its incarnation ([`crate::keys`]). Keys of the node begin
-//! with `ff`:
-//! `ff 'i' ‖ shard` holds the incarnation in force, `ff 'a' ‖ shard ‖ incarnation` what it has applied of the log.
+//! Keys of a shard are prefixed with its number and its incarnation ([`crate::keys`]). Keys of the node begin with
+//! `ff`: `ff 'i' ‖ shard` holds the incarnation in force, `ff 'a' ‖ shard ‖ incarnation` what it has applied of the
+//! log.
 
 use std::{
     cell::{Cell, RefCell},

@@ -78,9 +78,8 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts a node in `directory` with a configuration, to which the addresses and the data directory are
-    /// added, and
-    /// waits until it is ready.
+    /// Starts a node in `directory` with a configuration, to which the addresses and the data directory are added,
+    /// and waits until it is ready.
     ///
     /// # Errors
     ///

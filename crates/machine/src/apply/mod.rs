@@ -46,9 +46,8 @@ pub fn apply(tables: &mut impl Tables, input: &Input) -> Output {
     Output { outcome: result.unwrap_or_else(Outcome::Refused), effects }
 }
 
-/// Work that is out: what a new leader sends out again. Reads up to `limit` rows after `after`; where there may
-/// be more,
-/// also answers the place to go on from.
+/// Work that is out: what a new leader sends out again. Reads up to `limit` rows after `after`; where there may be
+/// more, also answers the place to go on from.
 pub fn pending_effects(
     tables: &impl Read,
     after: Option<(SessionId, StepId)>,

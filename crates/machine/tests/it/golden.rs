@@ -1,6 +1,5 @@
-//! Golden scripts: `testdata/*.txt`. A block is a command with a body, `----`, and what must come of it, up to
-//! a blank
-//! line. `UPDATE_EXPECT=1` writes what came instead; review it as a diff.
+//! Golden scripts: `testdata/*.txt`. A block is a command with a body, `----`, and what must come of it, up to a
+//! blank line. `UPDATE_EXPECT=1` writes what came instead; review it as a diff.
 
 use std::{fs, path::Path};
 

@@ -1,11 +1,9 @@
 //! A simulated vendor: real HTTP in the OpenAI-compatible and the Anthropic wire format, streaming too, with seeded
 //! latency, errors, 429s, hangs and truncated streams, and a counter of calls.
 //!
-//! It knows nothing but the request: a reply to a request with a JSON Schema is built from the schema and the
-//! words of
-//! the request, any other reply quotes the request. The same request and seed give the same reply; faults are
-//! drawn from
-//! the seed, the request and how often it was made.
+//! It knows nothing but the request: a reply to a request with a JSON Schema is built from the schema and the words
+//! of the request, any other reply quotes the request. The same request and seed give the same reply; faults are
+//! drawn from the seed, the request and how often it was made.
 
 mod reply;
 mod wire;
