@@ -1,7 +1,13 @@
 //! Puts commands that arrive together into one entry. While one or two entries are on their way, arrivals form the
 //! next; nobody waits for company.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use ids::{NodeId, Position, ShardId};
 use machine::{Command, MACHINE_VERSION, Outcome, Read as _, Refusal};
@@ -50,6 +56,8 @@ impl Batcher {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT as usize));
         let mut carried: VecDeque<Proposal> = VecDeque::new();
         let mut term: Option<Term> = None;
+        // Set when an entry came to nothing, or may have: the positions after it are not what was counted.
+        let uncertain = Arc::new(AtomicBool::new(false));
         loop {
             let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
             if carried.is_empty() {
@@ -70,22 +78,21 @@ impl Batcher {
                 term = None;
                 continue;
             };
-            if term.as_ref().is_none_or(|term| term.term != now_in) {
+            let counted =
+                !uncertain.load(Ordering::SeqCst) && term.as_ref().is_some_and(|term| term.term == now_in);
+            if !counted {
                 // Entries of this term that are still on their way have positions that are not in the tables yet.
                 drop(permit);
                 let Ok(all) = Arc::clone(&in_flight).acquire_many_owned(IN_FLIGHT).await else {
                     return;
                 };
+                uncertain.store(false, Ordering::SeqCst);
                 drop(all);
                 term = Some(self.begin(now_in));
                 continue;
             }
             let Some(term_state) = term.as_mut() else { continue };
-            if self.propose(term_state, &mut carried, permit).await.is_err() {
-                return;
-            }
-            // A proposal that may have been lost leaves the positions uncertain.
-            if in_flight.is_closed() {
+            if self.propose(term_state, &mut carried, permit, Arc::clone(&uncertain)).await.is_err() {
                 return;
             }
         }
@@ -103,6 +110,7 @@ impl Batcher {
         term: &mut Term,
         carried: &mut VecDeque<Proposal>,
         permit: OwnedSemaphorePermit,
+        uncertain: Arc<AtomicBool>,
     ) -> Result<(), ()> {
         let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(proposal) = carried.front() {
@@ -135,13 +143,26 @@ impl Batcher {
         let raft = self.raft.clone();
         tokio::spawn(async move {
             match result.await {
-                Ok(Ok(written)) => answer(replies, written.data.0),
+                Ok(Ok(written)) => {
+                    let misplaced = |outcome: &Outcome| {
+                        matches!(outcome, Outcome::Refused(Refusal::WrongPosition { .. }))
+                    };
+                    if written.data.0.iter().any(misplaced) {
+                        uncertain.store(true, Ordering::SeqCst);
+                    }
+                    answer(replies, written.data.0);
+                }
                 Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                    uncertain.store(true, Ordering::SeqCst);
                     let error = ProposeError::NotLeader { leader: to.leader_id.map(NodeId) };
                     fail(replies, &error);
                 }
-                Ok(Err(_)) => fail(replies, &ProposeError::Unknown),
+                Ok(Err(_)) => {
+                    uncertain.store(true, Ordering::SeqCst);
+                    fail(replies, &ProposeError::Unknown);
+                }
                 Err(_) => {
+                    uncertain.store(true, Ordering::SeqCst);
                     let stopped = raft.is_initialized().await.is_err();
                     fail(replies, if stopped { &ProposeError::Stopped } else { &ProposeError::Unknown });
                 }
