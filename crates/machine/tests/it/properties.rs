@@ -44,7 +44,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (0u8..6, 0usize..4).prop_map(|(id, workflow)| Op::Start(id, workflow)),
-        12 => (0usize..20, any::<u8>(), prop::bool::weighted(0.1)).prop_map(|(nth, how, stale)| Op::Resolve { nth, how, stale }),
+        12 => (0usize..20, any::<u8>(), prop::bool::weighted(0.1))
+            .prop_map(|(nth, how, stale)| Op::Resolve { nth, how, stale }),
         1 => (0usize..20).prop_map(Op::Redispatch),
         2 => (0u8..6, 0u8..8).prop_map(|(id, signal)| Op::Signal(id, signal)),
         2 => (0u8..6, 0u8..3).prop_map(|(id, decision)| Op::Approve(id, decision)),
