@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use axum::serve::ListenerExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -155,6 +156,10 @@ pub async fn serve(address: SocketAddr, options: Options, rules: Vec<Rule>) -> s
     let address = listener.local_addr()?;
     let vendor =
         Arc::new(Vendor { options, rules, counters: Counters::default(), seen: Mutex::new(HashMap::new()) });
+    let listener = listener.tap_io(|stream| {
+        // A stream that is gone already fails when it is read.
+        let _ = stream.set_nodelay(true);
+    });
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, wire::routes(vendor)).await {
             tracing::error!(%error, "the simulated vendor stopped");
