@@ -22,8 +22,10 @@ demo: build ## Runs the main job on a small project, with a kill -9 in the middl
 test: build ## Runs every test.
 	cargo test --locked --workspace
 
-lint: setup ## Formatting, clippy and the tree's own rules, without edits.
+lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.
+	@deploy/dev/setup.sh cargo-deny
 	cargo fmt --all --check
+	cargo deny --locked --config .deny.toml check --hide-inclusion-graph bans licenses sources
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 fix: ## Formats.

@@ -1,6 +1,13 @@
 #!/usr/bin/env bash
-# Installs what the build needs and is missing. Does nothing where all is there.
+# Installs what the build needs and is missing; with `cargo-deny`, what `make lint` needs. Does nothing where all is
+# there.
 set -euo pipefail
+
+if [ "${1:-}" = cargo-deny ]; then
+  command -v cargo-deny >/dev/null && exit 0
+  echo "installing cargo-deny (about 3 minutes, once)"
+  exec cargo install --quiet --locked --version 0.20.2 --target-dir "${TMPDIR:-/tmp}/cargo-deny-build" cargo-deny
+fi
 
 missing=()
 command -v g++ >/dev/null || missing+=(g++)

@@ -204,10 +204,13 @@ impl Provider for HttpProvider {
 
 /// The class of an error, from the status code or the structured body.
 fn classify(error: &genai::Error) -> CallError {
-    if let genai::Error::WebStream { error, .. } = error
-        && let Some(inner) = error.downcast_ref::<genai::Error>()
-    {
-        return classify(inner);
+    if let genai::Error::WebStream { error, .. } = error {
+        if let Some(inner) = error.downcast_ref::<genai::Error>() {
+            return classify(inner);
+        }
+        // Utf8Error comes without a source of its own; everything else is the connection.
+        let code = if error.is::<reqwest::Error>() { "unreachable" } else { "stream_broken" };
+        return CallError::transient(code, cut(&error.to_string()), true);
     }
     if let genai::Error::ChatResponse { body, .. } = error {
         return by_code(body, &body.to_string(), None);

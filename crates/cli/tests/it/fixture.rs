@@ -1,6 +1,6 @@
 //! A node with a simulated vendor, and calls to it.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use providers::simulated;
 use reqwest::{Method, StatusCode};
@@ -13,6 +13,7 @@ pub(crate) struct Fixture {
     pub(crate) temp: tempfile::TempDir,
     pub(crate) vendor: simulated::Server,
     pub(crate) node: NodeProcess,
+    pub(crate) grpc: SocketAddr,
     http: reqwest::Client,
     token: Option<String>,
 }
@@ -38,7 +39,7 @@ impl Fixture {
         let config = format!("{}{extra}", chaos::crash::node_config(&[vendor.base_url()], 30_000));
         let (http, grpc) = (free_address().unwrap(), free_address().unwrap());
         let node = NodeProcess::start(temp.path(), http, grpc, &config).await.unwrap();
-        Self { temp, vendor, node, http: reqwest::Client::new(), token: None }
+        Self { temp, vendor, node, grpc, http: reqwest::Client::new(), token: None }
     }
 
     /// A node with variables in its environment.
@@ -55,7 +56,7 @@ impl Fixture {
         let config = format!("{}{extra}", config.replace("[roles]\n", &format!("[roles]\n{roles}")));
         let (http, grpc) = (free_address().unwrap(), free_address().unwrap());
         let node = NodeProcess::start_with_env(temp.path(), http, grpc, &config, env).await.unwrap();
-        Self { temp, vendor, node, http: reqwest::Client::new(), token: None }
+        Self { temp, vendor, node, grpc, http: reqwest::Client::new(), token: None }
     }
 
     pub(crate) fn set_token(&mut self, token: Option<&str>) {

@@ -8,4 +8,5 @@ mod command_line;
 mod disk;
 mod fixture;
 mod fixtures;
+mod grpc;
 mod secrets;

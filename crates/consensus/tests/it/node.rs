@@ -10,7 +10,7 @@ use machine::{
 };
 use storage::Identity;
 
-fn options(path: &std::path::Path) -> NodeOptions {
+pub(crate) fn options(path: &std::path::Path) -> NodeOptions {
     NodeOptions {
         path: path.to_owned(),
         identity: Identity { cluster: 1, node: NodeId(1), region: RegionId(0), shards: 2 },
@@ -31,6 +31,11 @@ async fn start(path: &std::path::Path) -> Node {
 }
 
 fn definition() -> Arc<Definition> {
+    definition_of(NodeKind::Work)
+}
+
+/// A workflow of one step.
+pub(crate) fn definition_of(kind: NodeKind) -> Arc<Definition> {
     let retry = Retry {
         attempts_max: 1,
         backoff: Backoff::Constant,
@@ -47,7 +52,7 @@ fn definition() -> Arc<Definition> {
         retry,
         recover: None,
         timeout_ms: 0,
-        kind: NodeKind::Work,
+        kind,
         spec: String::new(),
     };
     Arc::new(Definition {
@@ -61,7 +66,7 @@ fn definition() -> Arc<Definition> {
     })
 }
 
-fn start_session(unique: u128) -> Command {
+pub(crate) fn start_session(unique: u128) -> Command {
     Command::StartSession(StartSession {
         session: SessionId::new(RegionId(0), ShardId(1), unique),
         tenant: "t".into(),

@@ -10,6 +10,7 @@ use providers::{
     simulated::{Options, Rule, Server, serve},
 };
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -110,6 +111,33 @@ async fn an_answer_beyond_all_bounds_is_refused() {
     let patient = HttpProvider::new(options, Redactor::default()).unwrap();
     let error = patient.complete(&request("big")).await.unwrap_err();
     assert_eq!(error.code, "answer_too_large");
+}
+
+/// A vendor that answers every request with these bytes.
+async fn raw_vendor(answer: Vec<u8>) -> String {
+    let listener = tokio::net::TcpListener::bind(LOOPBACK).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 64 << 10];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(&answer).await;
+        }
+    });
+    format!("http://{address}/v1/")
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_utf8_is_an_error_that_may_pass() {
+    let mut answer =
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n".to_vec();
+    answer
+        .extend_from_slice(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\xff\xfeb\"}}]}\n\n");
+    answer.extend_from_slice(b"data: [DONE]\n\n");
+    let provider = provider(&raw_vendor(answer).await, Wire::OpenAi, &Redactor::default());
+    let error = provider.complete(&request("x")).await.unwrap_err();
+    assert_eq!((error.class, error.code), (machine::FailureClass::Transient, "stream_broken"));
+    assert!(error.message.to_lowercase().contains("utf"), "{error}");
 }
 
 fn router(links: &[(&str, &Server)], redactor: &Redactor) -> Router {
