@@ -34,10 +34,14 @@ fix: ## Formats.
 crash: build ## kill -9 at seeded moments under load: SEED=n KILLS=n.
 	$(TARGET)/debug/chaos crash --seed $(SEED) --kills $(KILLS)
 
+cluster-test: build ## Faults on clusters of three and five nodes under load: SEED=n.
+	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 3 --faults 18
+	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 5 --faults 18
+
 vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
 bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
 	cargo run --locked --release -p loadtest -- bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo test lint fix crash vendor-chaos bench
+.PHONY: help setup build demo test lint fix crash cluster-test vendor-chaos bench

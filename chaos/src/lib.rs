@@ -2,6 +2,7 @@
 //! count and time.
 
 pub mod api;
+pub mod cluster;
 pub mod crash;
 pub mod vendor;
 

@@ -4,13 +4,22 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
+const STORAGE: &str = "orchestra/storage/v1/records.proto";
+const PEER: &str = "orchestra/peer/v1/peer.proto";
+const API: &str = "orchestra/v1/sessions.proto";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
-    let files = ["orchestra/storage/v1/records.proto", "orchestra/v1/sessions.proto"];
     println!("cargo:rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".orchestra").compile_fds(descriptors)?;
+    let public = protox::compile([API], [&root])?;
+    fs::write(out.join("descriptors.bin"), public.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".orchestra").compile_fds(public)?;
+    tonic_prost_build::configure().bytes(".orchestra").compile_fds(protox::compile([STORAGE], [&root])?)?;
+    // The records that peers exchange are those of the crate, not another generation of them.
+    tonic_prost_build::configure()
+        .bytes(".orchestra")
+        .extern_path(".orchestra.storage.v1", "crate::storage")
+        .compile_fds(protox::compile([PEER], [&root])?)?;
     Ok(())
 }

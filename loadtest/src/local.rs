@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::TcpListener,
     path::Path,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use anyhow::bail;
-use consensus::{Clock, Leadership, Node, NodeOptions, SystemClock};
+use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
 use engine::Engine;
 use ids::{NodeId, RegionId, SessionId, ShardId};
 use machine::{Command, Definition, Outcome};
@@ -62,13 +63,20 @@ impl Local {
     async fn start(path: &Path, source: &str) -> anyhow::Result<Self> {
         let options = NodeOptions {
             path: path.to_owned(),
-            identity: Identity { cluster: 1, node: NodeId(1), region: RegionId(0), shards: SHARDS },
-            address: "127.0.0.1:0".into(),
+            identity: Identity {
+                cluster: 1,
+                node: NodeId(1),
+                region: RegionId(0),
+                shards: SHARDS,
+                joined: false,
+            },
+            member: Member::default(),
+            join: vec![],
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let node = Node::start(options, Arc::clone(&clock)).await?;
+        let node = Node::start(options, TcpListener::bind(("127.0.0.1", 0))?, Arc::clone(&clock)).await?;
         let provider = ProviderOptions { provider: Arc::new(AtOnce), concurrency: 4096 };
         let link = Link { provider: "at-once".into(), model: "m".into() };
         let router = Arc::new(Router::new(

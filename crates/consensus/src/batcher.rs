@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use crate::{
     Clock, Leadership, ProposeError,
     clock::{Anchor, ShardClock},
+    leadership,
     raft::{Body, Raft},
 };
 
@@ -29,10 +30,19 @@ const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Commands in one entry.
 const ENTRY_COMMANDS_MAX: usize = 1024;
 
+/// A command that waits for its entry. The answer comes with the index of the entry.
 pub(crate) struct Proposal {
     pub(crate) command: Command,
     pub(crate) bytes: usize,
-    pub(crate) reply: oneshot::Sender<Result<Outcome, ProposeError>>,
+    pub(crate) reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<(Outcome, u64), ProposeError>>;
+
+/// A wish that another node lead the shard.
+pub(crate) struct HandOver {
+    pub(crate) to: Option<NodeId>,
+    pub(crate) done: oneshot::Sender<()>,
 }
 
 pub(crate) struct Batcher {
@@ -52,18 +62,34 @@ struct Term {
 }
 
 impl Batcher {
-    pub(crate) async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
+    pub(crate) async fn run(
+        self,
+        mut proposals: mpsc::Receiver<Proposal>,
+        mut wishes: mpsc::Receiver<HandOver>,
+    ) {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT as usize));
         let mut carried: VecDeque<Proposal> = VecDeque::new();
         let mut term: Option<Term> = None;
         // Set when an entry came to nothing, or may have: the positions after it are not what was counted.
         let uncertain = Arc::new(AtomicBool::new(false));
         loop {
+            if let Ok(wish) = wishes.try_recv() {
+                self.grant(wish, &in_flight).await;
+                continue;
+            }
             let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
             if carried.is_empty() {
-                match proposals.recv().await {
-                    Some(proposal) => carried.push_back(proposal),
-                    None => return,
+                tokio::select! {
+                    proposal = proposals.recv() => match proposal {
+                        Some(proposal) => carried.push_back(proposal),
+                        None => return,
+                    },
+                    wish = wishes.recv() => {
+                        let Some(wish) = wish else { return };
+                        drop(permit);
+                        self.grant(wish, &in_flight).await;
+                        continue;
+                    }
                 }
             }
             while carried.len() < ENTRY_COMMANDS_MAX
@@ -96,6 +122,14 @@ impl Batcher {
                 return;
             }
         }
+    }
+
+    /// Hands over the lead. Nothing is proposed meanwhile, so that whoever takes over can have everything.
+    async fn grant(&self, wish: HandOver, in_flight: &Arc<Semaphore>) {
+        let Ok(_all) = Arc::clone(in_flight).acquire_many_owned(IN_FLIGHT).await else { return };
+        leadership::hand_over(&self.raft, self.leadership.clone(), wish.to).await;
+        // Whoever wished may be gone.
+        let _ = wish.done.send(());
     }
 
     fn begin(&self, term: u64) -> Term {
@@ -134,7 +168,7 @@ impl Batcher {
         };
         let (responder, result) = ProgressResponder::complete_only();
         // In order: this returns when the entry is queued, not when it is committed.
-        if self.raft.client_write_ff(Body(entry.encode()), Some(responder)).await.is_err() {
+        if self.raft.client_write_ff(Body::new(entry.encode()), Some(responder)).await.is_err() {
             for reply in replies {
                 let _ = reply.send(Err(ProposeError::Stopped));
             }
@@ -150,7 +184,8 @@ impl Batcher {
                     if written.data.0.iter().any(misplaced) {
                         uncertain.store(true, Ordering::SeqCst);
                     }
-                    answer(replies, written.data.0);
+                    let index = written.log_id.index();
+                    answer(replies, written.data.0, index);
                 }
                 Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
                     uncertain.store(true, Ordering::SeqCst);
@@ -173,14 +208,12 @@ impl Batcher {
     }
 }
 
-type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
-
-fn answer(replies: Vec<Reply>, outcomes: Vec<Outcome>) {
+fn answer(replies: Vec<Reply>, outcomes: Vec<Outcome>, index: u64) {
     for (reply, outcome) in replies.into_iter().zip(outcomes) {
         // Whoever asked may be gone.
         let _ = reply.send(match outcome {
             Outcome::Refused(Refusal::WrongPosition { .. }) => Err(ProposeError::Unknown),
-            outcome => Ok(outcome),
+            outcome => Ok((outcome, index)),
         });
     }
 }

@@ -1,18 +1,24 @@
 //! A replicated shard.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use ids::{NodeId, ShardId};
 use machine::{Command, Outcome};
 use openraft::raft::ReadPolicy;
+use proto::peer::{Empty, request, response};
 use storage::{StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Effects,
-    batcher::Proposal,
+    batcher::{HandOver, Proposal},
+    net::{CallError, Links},
     raft::{Raft, StateMachine},
 };
+
+/// How long the leader is waited for when it is asked how far to read, or anything else.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who leads a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,18 +64,18 @@ pub enum ProposeError {
     Stopped,
 }
 
-/// Why a read is not possible.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// Another node leads.
-    #[error("another node leads this shard")]
-    NotLeader {
-        /// Who, if known.
-        leader: Option<NodeId>,
-    },
-    /// What is on disk can not be read.
-    #[error(transparent)]
-    Storage(#[from] storage::Error),
+/// Why a read is not possible: another node leads, and it can not be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the shard's leader can not be asked")]
+pub struct ReadError {
+    /// Who leads, if known.
+    pub leader: Option<NodeId>,
+}
+
+impl From<ReadError> for ProposeError {
+    fn from(error: ReadError) -> Self {
+        Self::NotLeader { leader: error.leader }
+    }
 }
 
 /// A replicated shard, on one of its nodes.
@@ -78,7 +84,9 @@ pub struct Group {
     pub(crate) shard: ShardId,
     pub(crate) raft: Raft,
     pub(crate) machine: StateMachine,
+    pub(crate) links: Links,
     pub(crate) proposals: mpsc::Sender<Proposal>,
+    pub(crate) wishes: mpsc::Sender<HandOver>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) effects: Effects,
     pub(crate) state: Arc<StateDb>,
@@ -104,12 +112,32 @@ impl Group {
         &self.effects
     }
 
-    /// Proposes a command; its outcome, once it is applied here. Dropping the future does not take the command back.
+    /// Proposes a command, here or on the node that leads; its outcome, once it is applied here. Dropping the future
+    /// does not take the command back.
     ///
     /// # Errors
     ///
     /// No outcome, and whether the command may have been proposed nevertheless.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+        let leadership = *self.leadership.borrow();
+        let leader = match leadership {
+            Leadership::Here { .. } => {
+                return self.propose_here(command).await.map(|(outcome, _)| outcome);
+            }
+            Leadership::Elsewhere { leader } => leader.ok_or(ProposeError::NotLeader { leader })?,
+        };
+        let (outcome, index) = self.links.propose(leader, self.shard, &command).await?;
+        // So that whoever reads here next sees what came of it.
+        self.machine.applied_until(index).await;
+        Ok(outcome)
+    }
+
+    /// Proposes a command if this node leads; its outcome, and the index of its entry.
+    ///
+    /// # Errors
+    ///
+    /// As [`Group::propose`].
+    pub async fn propose_here(&self, command: Command) -> Result<(Outcome, u64), ProposeError> {
         if let Some(reason) = self.stopped.borrow().clone() {
             return Err(ProposeError::WritesStopped { reason });
         }
@@ -122,15 +150,74 @@ impl Group {
         outcome.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// Returns when a view taken afterwards holds everything that was acknowledged before the call.
+    /// Returns when a view taken afterwards holds everything that was acknowledged before the call, on any node.
     ///
     /// # Errors
     ///
-    /// This node does not lead.
+    /// The leader can not be asked.
     pub async fn linearize(&self) -> Result<(), ReadError> {
-        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(ReadError::NotLeader { leader: self.raft.current_leader().await.map(NodeId) }),
+        let leadership = *self.leadership.borrow();
+        let index = match leadership {
+            Leadership::Here { .. } => self.read_index().await?,
+            Leadership::Elsewhere { leader } => {
+                let Some(leader) = leader else { return Err(ReadError { leader }) };
+                let body = request::Body::ReadIndex(Empty {});
+                match self.links.forward(leader, self.shard, body, ASK_TIMEOUT).await {
+                    Ok(response::Body::ReadIndex(index)) => index,
+                    _ => return Err(ReadError { leader: Some(leader) }),
+                }
+            }
+        };
+        self.machine.applied_until(index).await;
+        Ok(())
+    }
+
+    /// How far a replica must have applied to show everything that is acknowledged now. The leader's to say.
+    pub(crate) async fn read_index(&self) -> Result<u64, ReadError> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().log_id().index()),
+            Err(_) => Err(ReadError { leader: self.raft.current_leader().await.map(NodeId) }),
+        }
+    }
+
+    /// Asks the node that leads the shard a question of the layer above; `None` where this node leads, or nobody.
+    pub async fn ask_leader(&self, question: Bytes) -> Option<Bytes> {
+        let Leadership::Elsewhere { leader: Some(leader) } = *self.leadership.borrow() else { return None };
+        match self.links.forward(leader, self.shard, request::Body::Ask(question), ASK_TIMEOUT).await {
+            Ok(response::Body::Answer(answer)) => Some(answer),
+            Ok(_) => None,
+            Err(error @ (CallError::NotSent(_) | CallError::Broken | CallError::Timeout)) => {
+                tracing::debug!(shard = %self.shard, %leader, %error, "the leader was not reached");
+                None
+            }
+        }
+    }
+
+    /// As [`Group::hand_over`], by whichever node leads; returns when the news has arrived here.
+    pub async fn hand_over_anywhere(&self, to: Option<NodeId>) {
+        let mut leadership = self.leadership.clone();
+        let before = *leadership.borrow_and_update();
+        match before {
+            Leadership::Here { .. } => self.hand_over(to).await,
+            Leadership::Elsewhere { leader: Some(leader) } => {
+                let body = request::Body::HandOver(to.map_or(0, |to| to.0));
+                if self.links.forward(leader, self.shard, body, ASK_TIMEOUT).await.is_err() {
+                    return;
+                }
+            }
+            Leadership::Elsewhere { leader: None } => return,
+        }
+        let known = |lead: &Leadership| *lead != before && *lead != Leadership::Elsewhere { leader: None };
+        // The lead may have stayed where it was.
+        let _ = tokio::time::timeout(ASK_TIMEOUT, leadership.wait_for(known)).await;
+    }
+
+    /// Gives up the lead of the shard, to a node or to whoever is best. Returns when it is done, or can not be.
+    pub async fn hand_over(&self, to: Option<NodeId>) {
+        let (done, wait) = oneshot::channel();
+        // A full queue, or a shard that has stopped: there is nothing to hand over, or it is under way.
+        if self.wishes.try_send(HandOver { to, done }).is_ok() {
+            let _ = wait.await;
         }
     }
 

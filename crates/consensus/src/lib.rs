@@ -11,14 +11,19 @@
 
 mod batcher;
 pub mod clock;
+mod disk;
 mod effects;
 mod group;
+mod leadership;
+mod members;
+mod net;
 mod node;
 mod raft;
 
 pub use clock::{Clock, SystemClock};
 pub use effects::{Effects, Watch};
 pub use group::{Group, Leadership, ProposeError, ReadError};
+pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use node::{Error, Node, NodeOptions, Status};
 
 /// What the storage conformance suite needs. Not for use.

@@ -1,15 +1,12 @@
-//! A node: the databases of a directory, and one group a shard.
+//! A node: the databases of a directory, one group a shard, and the connections to its peers.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use ids::{NodeId, ShardId};
-use openraft::{Config, SnapshotPolicy, async_runtime::watch::WatchReceiver as _, impls::BasicNode};
+use openraft::{Config, SnapshotPolicy};
+use parking_lot::RwLock;
 use storage::{Directory, Identity, LogDb, LogOptions, StateDb, StateOptions};
 use tokio::{
     runtime::Runtime,
@@ -17,20 +14,21 @@ use tokio::{
 };
 
 use crate::{
-    Clock, Effects, Group, Leadership,
+    Clock, Effects, Group, Leadership, Member,
     batcher::Batcher,
     clock::Anchor,
-    raft::{LogStore, NoNetwork, Raft, StateMachine},
+    disk::{self, Watcher},
+    leadership,
+    members::{self, Change, ChangeError},
+    net::{self, Identified, Links, Service},
+    raft::{LogStore, Network, Raft, StateMachine},
 };
 
 /// Commands that may wait for a shard. More are told to come back.
 const PROPOSALS_LEN: usize = 8_192;
-/// What a crash may have to apply again at most: time and bytes since the last flush.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(30);
-const FLUSH_BYTES: u64 = 64 << 20;
-/// How often the disk's free space is looked at, and the clock's anchor written.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-const ANCHOR_FILE: &str = "clock";
+const WISHES_LEN: usize = 4;
+/// How often a node looks whether the cluster knows where it is.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How a node works.
 #[derive(Debug, Clone)]
@@ -39,8 +37,10 @@ pub struct NodeOptions {
     pub path: PathBuf,
     /// Who the node is, if the directory is new.
     pub identity: Identity,
-    /// Where other nodes reach it.
-    pub address: String,
+    /// What it is called, and where it is reached.
+    pub member: Member,
+    /// Where members are asked to make this node one, while it is not.
+    pub join: Vec<String>,
     /// Writes stop while the disk has fewer free bytes.
     pub free_bytes_min: u64,
     /// Bytes of the state's blocks kept in memory.
@@ -73,6 +73,8 @@ pub struct Status {
     pub shards: BTreeMap<ShardId, Leadership>,
     /// Why writes are stopped, if they are.
     pub writes_stopped: Option<String>,
+    /// Whether it is about to stop.
+    pub draining: bool,
     /// Syncs of the log since the start.
     pub log_syncs: u64,
     /// Bytes that a crash would have to apply again.
@@ -86,7 +88,8 @@ pub struct Node {
     groups: BTreeMap<ShardId, Group>,
     state: Arc<StateDb>,
     log: Arc<LogDb>,
-    directory: Directory,
+    directory: Arc<Directory>,
+    service: Arc<Service>,
     stopped: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Raft has threads of its own, so that no handler delays a heartbeat. Taken out when the node stops.
@@ -94,12 +97,17 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens the directory and starts its shards. A new directory becomes a cluster of one.
+    /// Opens the directory, starts its shards, and listens for its peers. A new directory becomes a cluster of one,
+    /// unless its identity says that it joins another.
     ///
     /// # Errors
     ///
     /// The directory is in use, foreign, corrupt or newer; the system refuses.
-    pub async fn start(options: NodeOptions, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+    pub async fn start(
+        options: NodeOptions,
+        listener: TcpListener,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Error> {
         let directory = Directory::open(&options.path, &options.identity)?;
         let identity = directory.identity().clone();
         let log_options =
@@ -108,59 +116,85 @@ impl Node {
         let state_options =
             StateOptions { block_cache_bytes: options.block_cache_bytes, cached_rows: 32_768 };
         let state = Arc::new(StateDb::open(&options.path.join("state"), state_options)?);
-        let anchor = read_anchor(&options.path, clock.as_ref());
+        let anchor = disk::read_anchor(&options.path, clock.as_ref());
         let (stop, stopped) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(2)
             .thread_name("raft")
             .enable_all()
             .build()?;
+        let me = Identified { cluster: identity.cluster, node: identity.node };
+        let links = Links::new(me, runtime.handle().clone());
+        let service = Arc::new(Service {
+            identity: identity.clone(),
+            state: Arc::clone(&state),
+            groups: RwLock::default(),
+            draining: watch::Sender::new(false),
+            stopped: stopped.clone(),
+            asked: RwLock::default(),
+        });
         let mut node = Self {
             groups: BTreeMap::new(),
             state,
             log,
-            directory,
+            directory: Arc::new(directory),
+            service,
             stopped,
             tasks: Vec::new(),
             runtime: Some(runtime),
         };
         for shard in (0..identity.shards).map(ShardId) {
-            let group = node.start_group(shard, &options, &clock, anchor.clone()).await?;
+            let group = node.start_group(shard, &options, &links, &clock, anchor.clone()).await?;
             node.groups.insert(shard, group);
         }
-        node.tasks.push(tokio::spawn(watch_disk(node.watcher(), options, clock, stop)));
-        node.tasks.push(tokio::spawn(flush_loop(node.watcher())));
+        node.service.groups.write().clone_from(&node.groups);
+        node.listen(listener)?;
+        let watcher = Watcher {
+            path: options.path.clone(),
+            free_bytes_min: options.free_bytes_min,
+            groups: node.groups.clone(),
+            log: Arc::clone(&node.log),
+            state: Arc::clone(&node.state),
+        };
+        node.tasks.push(tokio::spawn(disk::watch(watcher.clone(), clock, stop)));
+        node.tasks.push(tokio::spawn(disk::flush_loop(watcher)));
+        node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
+        node.tasks.push(tokio::spawn(node.keep_membership(options)));
         Ok(node)
     }
 
     async fn start_group(
-        &mut self,
+        &self,
         shard: ShardId,
         options: &NodeOptions,
+        links: &Links,
         clock: &Arc<dyn Clock>,
         anchor: Option<Anchor>,
     ) -> Result<Group, Error> {
-        let node = self.directory.identity().node;
+        let identity = self.directory.identity();
+        let (node, founder) = (identity.node, !identity.joined);
         let fail = |reason: &dyn std::fmt::Display| Error::Raft { shard, reason: reason.to_string() };
         let effects = Effects::new();
         let machine = StateMachine::with_effects(Arc::clone(&self.state), shard, effects.clone())
             .map_err(|error| fail(&error))?;
         let log_store = LogStore::new(self.log.shard(shard)?);
         let (proposals, receiver) = mpsc::channel(PROPOSALS_LEN);
+        let (wishes, wished) = mpsc::channel(WISHES_LEN);
         let (lead, leadership) = watch::channel(Leadership::Elsewhere { leader: None });
         let batcher_state = Arc::clone(&self.state);
-        let (clock, address, machine_of_raft) = (Arc::clone(clock), options.address.clone(), machine.clone());
-        let follow = leadership.clone();
+        let (clock, member, machine_of_raft) = (Arc::clone(clock), options.member.clone(), machine.clone());
+        let (follow, network) = (leadership.clone(), Network { shard, links: links.clone() });
+        let links_of_follow = links.clone();
         let start = async move {
             let config = Arc::new(raft_config().validate().map_err(|error| error.to_string())?);
-            let raft = Raft::new(node.0, config, NoNetwork, log_store, machine_of_raft)
+            let raft = Raft::new(node.0, config, network, log_store, machine_of_raft)
                 .await
                 .map_err(|error| error.to_string())?;
-            if !raft.is_initialized().await.map_err(|error| error.to_string())? {
-                let members = BTreeMap::from([(node.0, BasicNode { addr: address })]);
+            if founder && !raft.is_initialized().await.map_err(|error| error.to_string())? {
+                let members = BTreeMap::from([(node.0, member)]);
                 raft.initialize(members).await.map_err(|error| error.to_string())?;
             }
-            tokio::spawn(follow_leadership(node, raft.clone(), lead));
+            tokio::spawn(leadership::follow(node, raft.clone(), links_of_follow, lead));
             let batcher = Batcher {
                 shard,
                 raft: raft.clone(),
@@ -169,7 +203,7 @@ impl Node {
                 anchor,
                 leadership: follow,
             };
-            tokio::spawn(batcher.run(receiver));
+            tokio::spawn(batcher.run(receiver, wished));
             Ok::<_, String>(raft)
         };
         let Some(runtime) = self.runtime.as_ref() else { return Err(fail(&"the node stops")) };
@@ -178,7 +212,9 @@ impl Node {
             shard,
             raft,
             machine,
+            links: links.clone(),
             proposals,
+            wishes,
             leadership,
             effects,
             state: Arc::clone(&self.state),
@@ -186,11 +222,42 @@ impl Node {
         })
     }
 
-    fn watcher(&self) -> Watcher {
-        Watcher {
-            groups: self.groups.values().cloned().collect(),
-            log: Arc::clone(&self.log),
-            state: Arc::clone(&self.state),
+    fn listen(&self, listener: TcpListener) -> Result<(), Error> {
+        let Some(runtime) = self.runtime.as_ref() else { return Ok(()) };
+        listener.set_nonblocking(true)?;
+        let _inside = runtime.enter();
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let service = Arc::clone(&self.service);
+        runtime.spawn(async move {
+            if let Err(error) = net::serve(listener, service).await {
+                tracing::error!(%error, "peers are not listened to any more");
+            }
+        });
+        Ok(())
+    }
+
+    /// Becomes a member where the node is none yet, and tells the cluster where it is when that changes.
+    fn keep_membership(&self, options: NodeOptions) -> impl Future<Output = ()> + use<> {
+        let (directory, groups) = (Arc::clone(&self.directory), self.groups.clone());
+        async move {
+            let node = directory.identity().node;
+            if directory.is_joining() {
+                members::be_admitted(&groups, &options.join, node, &options.member).await;
+                match directory.joined() {
+                    Ok(()) => tracing::info!(%node, "this node is a member of the cluster"),
+                    Err(error) => {
+                        tracing::error!(%error, "it can not be remembered that the node has joined")
+                    }
+                }
+            }
+            let update = Change::Update { node, member: options.member };
+            let mut tick = tokio::time::interval(UPDATE_INTERVAL);
+            loop {
+                tick.tick().await;
+                if let Err(error) = members::change_all(&groups, &update).await {
+                    tracing::warn!(%error, "the cluster does not know where this node is");
+                }
+            }
         }
     }
 
@@ -212,10 +279,34 @@ impl Node {
         Status {
             shards: self.groups.iter().map(|(shard, group)| (*shard, *group.leadership.borrow())).collect(),
             writes_stopped: self.stopped.borrow().clone(),
+            draining: *self.service.draining.borrow(),
             log_syncs: self.log.syncs(),
             unflushed_bytes: self.state.unflushed_bytes(),
             state_bytes: self.state.disk_bytes(),
         }
+    }
+
+    /// Who answers the questions of the layer above, asked by [`Group::ask_leader`] on another node.
+    pub fn answer_with(
+        &self,
+        handler: impl Fn(ShardId, Bytes) -> BoxFuture<'static, Bytes> + Send + Sync + 'static,
+    ) {
+        *self.service.asked.write() = Some(Arc::new(handler));
+    }
+
+    /// Changes the members of every shard, each by its leader. May be repeated.
+    ///
+    /// # Errors
+    ///
+    /// Refused, or not done in time.
+    pub async fn change_members(&self, change: &Change) -> Result<(), ChangeError> {
+        members::change_all(&self.groups, change).await
+    }
+
+    /// Hands over every lead, and takes none from now on.
+    pub async fn drain(&self) {
+        self.service.draining.send_replace(true);
+        leadership::hand_over_all(&self.groups).await;
     }
 
     /// Stops its shards and makes what they have applied durable.
@@ -223,6 +314,8 @@ impl Node {
         for task in self.tasks.drain(..) {
             task.abort();
         }
+        *self.service.asked.write() = None;
+        self.service.groups.write().clear();
         for (shard, group) in &self.groups {
             if let Err(error) = group.raft.shutdown().await {
                 tracing::warn!(%shard, %error, "the shard did not stop cleanly");
@@ -245,6 +338,8 @@ impl Drop for Node {
         for task in self.tasks.drain(..) {
             task.abort();
         }
+        // The service holds groups, and they hold the databases.
+        self.service.groups.write().clear();
         // A runtime must not be waited for inside another.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -255,6 +350,15 @@ impl Drop for Node {
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// The id of this node among its peers, for who only has the groups.
+impl Group {
+    /// The node that this replica is on.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.links.me().node
     }
 }
 
@@ -277,120 +381,5 @@ fn raft_config() -> Config {
         // At least the lease and an election: an old leader's heartbeats must not block a connected quorum for ever.
         quorum_loss_probe_interval: Some(1_500),
         ..Config::default()
-    }
-}
-
-/// Tells who leads. This node does only once the first entry of its term is applied.
-async fn follow_leadership(node: NodeId, raft: Raft, lead: watch::Sender<Leadership>) {
-    let mut metrics = raft.metrics();
-    loop {
-        let now = {
-            let metrics = metrics.borrow_watched();
-            let ready = metrics.last_applied.as_ref().is_some_and(|applied| {
-                let leader = applied.committed_leader_id();
-                leader.term == metrics.current_term && leader.node_id == node.0
-            });
-            match metrics.current_leader {
-                Some(leader) if leader == node.0 && metrics.state.is_leader() && ready => {
-                    Leadership::Here { term: metrics.current_term }
-                }
-                leader => {
-                    Leadership::Elsewhere { leader: leader.filter(|leader| *leader != node.0).map(NodeId) }
-                }
-            }
-        };
-        lead.send_if_modified(|before| std::mem::replace(before, now) != now);
-        if metrics.changed().await.is_err() || lead.is_closed() {
-            return;
-        }
-    }
-}
-
-struct Watcher {
-    groups: Vec<Group>,
-    log: Arc<LogDb>,
-    state: Arc<StateDb>,
-}
-
-fn read_anchor(path: &Path, clock: &dyn Clock) -> Option<Anchor> {
-    let anchor = Anchor::from_line(&std::fs::read_to_string(path.join(ANCHOR_FILE)).ok()?)?;
-    let (trusted, wall) = (anchor.trusted(clock), clock.wall());
-    if trusted.0.abs_diff(wall.0) > 500_000 {
-        let jump_ms = i128::from(wall.as_millis()) - i128::from(trusted.as_millis());
-        tracing::warn!(%jump_ms, "the wall clock jumped while the node was down; the shards' time follows it slowly");
-    }
-    Some(anchor)
-}
-
-/// Stops writes, with a clear reason, while the disk is full or refuses; keeps the clock's anchor.
-async fn watch_disk(
-    watcher: Watcher,
-    options: NodeOptions,
-    clock: Arc<dyn Clock>,
-    stop: watch::Sender<Option<String>>,
-) {
-    let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    loop {
-        tick.tick().await;
-        let path = options.path.clone();
-        let line = Anchor::take(clock.as_ref()).to_line();
-        let free = tokio::task::spawn_blocking(move || {
-            // Lost or torn, it is as if there were none.
-            let _ = std::fs::write(path.join(ANCHOR_FILE), line);
-            storage::free_bytes(&path)
-        });
-        let reason = match free.await {
-            Ok(Ok(free)) if free < options.free_bytes_min => Some(format!(
-                "the disk of {} has {free} bytes free; writes go on above {}",
-                options.path.display(),
-                options.free_bytes_min
-            )),
-            Ok(Err(error)) => Some(format!("{}: {error}", options.path.display())),
-            _ => watcher
-                .log
-                .failing()
-                .or_else(|| watcher.groups.iter().find_map(|group| group.machine.failing())),
-        };
-        stop.send_if_modified(|before| {
-            if *before == reason {
-                return false;
-            }
-            match &reason {
-                Some(reason) => tracing::error!(%reason, "writes are stopped"),
-                None => tracing::info!("writes go on"),
-            }
-            *before = reason;
-            true
-        });
-    }
-}
-
-/// Flushes the state of all shards at once, and lets Raft purge its log up to what every shard had applied before.
-async fn flush_loop(watcher: Watcher) {
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut last = tokio::time::Instant::now();
-    loop {
-        tick.tick().await;
-        if last.elapsed() < FLUSH_INTERVAL && watcher.state.unflushed_bytes() < FLUSH_BYTES {
-            continue;
-        }
-        last = tokio::time::Instant::now();
-        let captured: Vec<_> = watcher.groups.iter().map(|group| (group, group.machine.applied())).collect();
-        let state = Arc::clone(&watcher.state);
-        match tokio::task::spawn_blocking(move || state.flush()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the state could not be flushed; the log is kept");
-                continue;
-            }
-            Err(_) => continue,
-        }
-        for (group, applied) in captured {
-            if applied.id.is_some() {
-                group.machine.flushed(applied);
-                // The group may have stopped.
-                let _ = group.raft.trigger().snapshot().await;
-            }
-        }
     }
 }

@@ -181,7 +181,7 @@ impl Runner {
     async fn redispatch(&self, pending: &[Work]) -> bool {
         for page in pending.chunks(limits::REDISPATCH_PER_COMMAND) {
             let steps = page.iter().map(|work| (work.session, work.step)).collect();
-            if let Err(error) = self.group.propose(Command::Redispatch(steps)).await {
+            if let Err(error) = self.group.propose_here(Command::Redispatch(steps)).await {
                 tracing::warn!(shard = %self.group.shard(), %error, "work could not be sent out again; trying again");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 return false;

@@ -42,8 +42,8 @@ impl Timers {
         let before = self.next;
         if self.next.is_some_and(|next| next <= self.clock.wall()) {
             loop {
-                match self.group.propose(Command::FireTimers).await {
-                    Ok(Outcome::Fired { more: true }) => {}
+                match self.group.propose_here(Command::FireTimers).await {
+                    Ok((Outcome::Fired { more: true }, _)) => {}
                     Ok(_) => break,
                     Err(error) => {
                         tracing::debug!(%error, "timers were not fired; trying again");

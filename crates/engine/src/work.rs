@@ -173,6 +173,11 @@ impl Job {
         (resolution, Some(answer.report))
     }
 
+    /// The outcome goes to this node's own shard: where another leads, the work has been sent out again.
+    async fn propose_here(&self, resolve: ResolveStep) -> Result<Outcome, ProposeError> {
+        self.group.propose_here(Command::ResolveStep(resolve)).await.map(|(outcome, _)| outcome)
+    }
+
     /// Proposes until the outcome is known, or somebody else's counts. Losing the lead ends the task.
     async fn propose(&self, started_at: Timestamp, resolution: Resolution, report: Option<Report>) {
         let resolve = ResolveStep {
@@ -184,12 +189,12 @@ impl Job {
             report,
         };
         loop {
-            match self.group.propose(Command::ResolveStep(resolve.clone())).await {
+            match self.propose_here(resolve.clone()).await {
                 Ok(Outcome::Refused(Refusal::TooLarge { what, limit })) => {
                     let message = format!("{what} is larger than {limit}");
                     let failure = Failure::new(FailureClass::Permanent, "output_too_large", message);
                     let failed = ResolveStep { resolution: self.failed(failure), ..resolve.clone() };
-                    let _ = self.group.propose(Command::ResolveStep(failed)).await;
+                    let _ = self.propose_here(failed).await;
                     return;
                 }
                 Ok(Outcome::Refused(refusal)) => {

@@ -27,6 +27,10 @@ pub enum Kind {
     Applied = 5,
     /// What a directory says of itself.
     NodeIdentity = 6,
+    /// A command, on its way to the leader of its shard.
+    Command = 7,
+    /// An outcome, on its way to who asked.
+    Outcome = 8,
 }
 
 /// Why bytes are not a record.

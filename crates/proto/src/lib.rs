@@ -2,7 +2,7 @@
 //!
 //! - [`envelope`] wraps everything that is stored or crosses versions.
 //! - [`record`] converts log entries, rows and Raft's own records.
-//! - [`api`] is the generated gRPC API.
+//! - [`api`] is the generated gRPC API, [`peer`] what nodes say to one another.
 //! - **Invariant:** an entry's bytes are kept as they came; nothing is decoded and encoded again.
 //! - **Absent:** storage, the network.
 
@@ -23,6 +23,18 @@ pub mod api {
 
     /// All descriptors, encoded, for the reflection service.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code"
+)]
+pub mod peer {
+    tonic::include_proto!("orchestra.peer.v1");
 }
 
 #[allow(

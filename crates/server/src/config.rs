@@ -38,6 +38,15 @@ pub struct Node {
     pub http: SocketAddr,
     /// Where gRPC listens.
     pub grpc: SocketAddr,
+    /// Where the other nodes of its cluster reach it.
+    pub peer: SocketAddr,
+    /// The host that it tells others to reach it at, a DNS name or an address; empty for the one it listens on.
+    pub advertise: String,
+    /// What people call it; empty for where its peers reach it.
+    pub name: String,
+    /// Peer addresses (`host:port`) of nodes of the cluster that a node with a new data directory joins. Empty for a
+    /// cluster of its own.
+    pub join: Vec<String>,
     /// Its region's number, for a new data directory.
     pub region: u16,
     /// How many shards, for a new data directory; 0 for 4 on at most 4 cores, else 16.
@@ -58,6 +67,10 @@ impl Default for Node {
             data_dir: PathBuf::from("orchestra-data"),
             http: SocketAddr::from(([127, 0, 0, 1], 7100)),
             grpc: SocketAddr::from(([127, 0, 0, 1], 7101)),
+            peer: SocketAddr::from(([127, 0, 0, 1], 7102)),
+            advertise: String::new(),
+            name: String::new(),
+            join: Vec::new(),
             region: 0,
             shards: 0,
             insecure: false,
@@ -213,10 +226,14 @@ pub enum Error {
     Invalid(String),
 }
 
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 12] = [
     "ORCHESTRA_DATA_DIR",
     "ORCHESTRA_HTTP",
     "ORCHESTRA_GRPC",
+    "ORCHESTRA_PEER",
+    "ORCHESTRA_ADVERTISE",
+    "ORCHESTRA_NAME",
+    "ORCHESTRA_JOIN",
     "ORCHESTRA_LOG",
     "ORCHESTRA_LOG_FORMAT",
     "ORCHESTRA_CONFIG",
@@ -269,6 +286,12 @@ impl Config {
         }
         parsed("ORCHESTRA_HTTP", "an address such as 127.0.0.1:7100", &mut self.node.http)?;
         parsed("ORCHESTRA_GRPC", "an address such as 127.0.0.1:7101", &mut self.node.grpc)?;
+        parsed("ORCHESTRA_PEER", "an address such as 127.0.0.1:7102", &mut self.node.peer)?;
+        parsed("ORCHESTRA_ADVERTISE", "a host", &mut self.node.advertise)?;
+        parsed("ORCHESTRA_NAME", "a name", &mut self.node.name)?;
+        if let Ok(value) = env::var("ORCHESTRA_JOIN") {
+            self.node.join = value.split(',').map(|seed| seed.trim().to_owned()).collect();
+        }
         if let Ok(value) = env::var("ORCHESTRA_LOG") {
             self.log.level = value;
         }
@@ -305,6 +328,29 @@ impl Config {
                     "{what} = {address} is not loopback: it needs [[tokens]], and, while there is no TLS in this \
                      version, node.insecure = true (--insecure)"
                 ));
+            }
+        }
+        let peer = self.node.peer.ip();
+        if !peer.is_loopback() && !self.node.insecure {
+            return invalid(format!(
+                "node.peer = {} is not loopback: while there is no TLS between nodes in this version, it needs \
+                 node.insecure = true (--insecure)",
+                self.node.peer
+            ));
+        }
+        if self.node.advertise.is_empty()
+            && [peer, self.node.http.ip(), self.node.grpc.ip()].iter().any(std::net::IpAddr::is_unspecified)
+        {
+            return invalid(
+                "a node that listens on every address needs node.advertise, the host to reach it at".into(),
+            );
+        }
+        for seed in &self.node.join {
+            if !seed
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            {
+                return invalid(format!("node.join: expected host:port, found {seed:?}"));
             }
         }
         if self.node.shards > 4096 {

@@ -35,6 +35,7 @@ codes! {
     ALREADY_ENDED = "already_ended", 409, "The session has ended.";
     NOT_FAILED = "not_failed", 409, "Only a failed session can be retried.";
     NOT_AWAITING_APPROVAL = "not_awaiting_approval", 409, "No step waits for an approval, or several do and none was named.";
+    CONFLICT = "conflict", 409, "The cluster is not in a state in which this can be done. The detail says why.";
     SIGNALS_FULL = "signals_full", 429, "Too many signals wait for a step to ask for them.";
     TOO_LARGE = "too_large", 413, "Something is larger than its limit. The detail names both.";
     OVERLOADED = "overloaded", 429, "Too many requests wait. Come back after `Retry-After` seconds.";
@@ -125,12 +126,7 @@ impl From<ProposeError> for ApiError {
 
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::NotLeader { .. } => {
-                Self { code: UNAVAILABLE, detail: error.to_string(), retry_after_ms: Some(200) }
-            }
-            ReadError::Storage(error) => error.into(),
-        }
+        Self { code: UNAVAILABLE, detail: error.to_string(), retry_after_ms: Some(200) }
     }
 }
 

@@ -1,16 +1,21 @@
 //! From a configuration to a running node, and back to a stopped one.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::serve::ListenerExt as _;
-use consensus::{Clock, Leadership, Node, NodeOptions, SystemClock};
+use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
 use engine::Engine;
-use ids::{NodeId, RegionId, ShardId};
+use ids::{RegionId, ShardId};
 use providers::{
     HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret,
     Wire, simulated,
 };
-use storage::Identity;
+use storage::{Directory, Identity};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
@@ -31,7 +36,7 @@ pub enum StartError {
     #[error(transparent)]
     Node(#[from] consensus::Error),
     /// An address.
-    #[error("{what} {address}: {source}{}", if source.kind() == std::io::ErrorKind::AddrInUse { "; another process listens there: stop it, or choose another with --http and --grpc" } else { "" })]
+    #[error("{what} {address}: {source}{}", if source.kind() == std::io::ErrorKind::AddrInUse { "; another process listens there: stop it, or choose another with --{what}" } else { "" })]
     Listen {
         /// Which.
         what: &'static str,
@@ -65,7 +70,7 @@ pub(crate) struct App {
 }
 
 impl Server {
-    /// Starts a node, and waits until it leads its shards. `redactor` learns every secret that the node comes
+    /// Starts a node, and waits until its shards have leaders. `redactor` learns every secret that the node comes
     /// to know.
     ///
     /// # Errors
@@ -74,33 +79,42 @@ impl Server {
     pub async fn start(config: Config, redactor: Redactor) -> Result<Self, StartError> {
         config.check()?;
         // Listening first: a port in use is said before any data is touched.
-        let http_listener = listen("http", config.node.http).await?;
-        let grpc_listener = listen("grpc", config.node.grpc).await?;
+        let (http_listener, http) = listen("http", config.node.http)?;
+        let (grpc_listener, grpc) = listen("grpc", config.node.grpc)?;
+        let (peer_listener, peer) = listen("peer", config.node.peer)?;
         let tokens = read_tokens(&config, &redactor)?;
         let vendor = start_vendor(&config).await?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let node = Node::start(node_options(&config), Arc::clone(&clock)).await?;
+        let identity = identify(&config, &http_listener).await?;
+        let options = node_options(&config, identity, [http, grpc, peer]);
+        let node = Node::start(options, peer_listener, Arc::clone(&clock)).await?;
         let engines = node.groups().iter().map(|(shard, group)| {
             (*shard, Engine::start(group.clone(), Arc::clone(&router), Arc::clone(&clock)))
         });
         let engines: BTreeMap<ShardId, Engine> = engines.collect();
-        for group in node.groups().values() {
-            let mut leadership = group.leadership();
-            // The node may be stopped before it leads.
-            let _ = leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await;
-        }
         let (stop, stopping) = watch::channel(false);
-        let (http, grpc) = (local(&http_listener, config.node.http), local(&grpc_listener, config.node.grpc));
         let app = Arc::new(App {
             sessions: Sessions::new(node, engines, router),
             metrics: Metrics::new(),
             tokens,
             stopping: stopping.clone(),
         });
+        let weak = Arc::downgrade(&app);
+        app.sessions.node().answer_with(move |_shard, question| {
+            let app = weak.upgrade();
+            Box::pin(async move { app.map(|app| app.sessions.answer_running(&question)).unwrap_or_default() })
+        });
+        let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
         let mut tasks = vec![serve_http(http_listener, Arc::clone(&app), stopping.clone())];
         tasks.push(serve_grpc(grpc_listener, Arc::clone(&app), stopping));
         tasks.push(tokio::spawn(count_ended(Arc::clone(&app))));
+        for group in app.sessions.node().groups().values() {
+            let mut leadership = group.leadership();
+            // The node may be stopped before anybody leads.
+            let led = |lead: &Leadership| *lead != Leadership::Elsewhere { leader: None };
+            let _ = leadership.wait_for(led).await;
+        }
         Ok(Self { app, stop, tasks, vendor, http, grpc })
     }
 
@@ -135,6 +149,7 @@ impl Server {
             let left = self.app.sessions.running_count();
             tracing::warn!(left, "work did not end in time; it is sent out again at the next start");
         }
+        self.app.sessions.node().drain().await;
         self.stop.send_replace(true);
         for task in self.tasks {
             let abort = task.abort_handle();
@@ -142,12 +157,15 @@ impl Server {
                 abort.abort();
             }
         }
-        match Arc::into_inner(self.app) {
-            Some(app) => app.sessions.stop().await,
-            None => {
-                tracing::warn!("a request is still under way; the state is applied again at the next start")
-            }
+        let mut app = self.app;
+        for _ in 0..100 {
+            app = match Arc::try_unwrap(app) {
+                Ok(app) => return app.sessions.stop().await,
+                Err(shared) => shared,
+            };
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        tracing::warn!("a request is still under way; the state is applied again at the next start");
     }
 }
 
@@ -157,12 +175,42 @@ impl std::fmt::Debug for Server {
     }
 }
 
-async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, source })
+/// Listens; with the address, where the system chose the port.
+fn listen(what: &'static str, address: SocketAddr) -> Result<(StdListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { what, address, source };
+    let listener = StdListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
-fn local(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(asked)
+fn asynchronous(listener: StdListener) -> Result<TcpListener, StartError> {
+    Ok(TcpListener::from_std(listener).map_err(consensus::Error::from)?)
+}
+
+/// Who a node with a new directory is: found out from the cluster that it joins, or the first of a cluster of its own.
+async fn identify(config: &Config, http: &StdListener) -> Result<Identity, StartError> {
+    let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
+    let shards = match config.node.shards {
+        0 if cores <= 4 => 4,
+        0 => 16,
+        shards => shards,
+    };
+    let founder = Identity {
+        cluster: rand::random(),
+        node: consensus::new_node_id(),
+        region: RegionId(config.node.region),
+        shards,
+        joined: false,
+    };
+    let is_new = Directory::is_new(&config.node.data_dir).map_err(consensus::Error::from)?;
+    if !is_new || config.node.join.is_empty() {
+        return Ok(founder);
+    }
+    let seeds = config.node.join.clone();
+    let waiting = asynchronous(http.try_clone().map_err(consensus::Error::from)?)?;
+    let found = http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds)).await;
+    Ok(found.map_err(consensus::Error::from)?.unwrap_or(founder))
 }
 
 fn serve_http(listener: TcpListener, app: Arc<App>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
@@ -218,22 +266,18 @@ async fn count_ended(app: Arc<App>) {
     }
 }
 
-fn node_options(config: &Config) -> NodeOptions {
-    let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
-    let shards = match config.node.shards {
-        0 if cores <= 4 => 4,
-        0 => 16,
-        shards => shards,
+fn node_options(config: &Config, identity: Identity, [http, grpc, peer]: [SocketAddr; 3]) -> NodeOptions {
+    let reached_at = |address: SocketAddr| match config.node.advertise.as_str() {
+        "" => address.to_string(),
+        host => format!("{host}:{}", address.port()),
     };
+    let peer = reached_at(peer);
+    let name = if config.node.name.is_empty() { peer.clone() } else { config.node.name.clone() };
     NodeOptions {
         path: config.node.data_dir.clone(),
-        identity: Identity {
-            cluster: rand::random(),
-            node: NodeId(1),
-            region: RegionId(config.node.region),
-            shards,
-        },
-        address: config.node.grpc.to_string(),
+        identity,
+        member: Member { name, peer, http: reached_at(http), grpc: reached_at(grpc) },
+        join: config.node.join.clone(),
         free_bytes_min: config.node.disk_free_min_mib << 20,
         block_cache_bytes: config.node.block_cache_mib << 20,
     }

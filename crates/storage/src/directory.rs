@@ -19,6 +19,8 @@ const LAYOUT: u32 = 1;
 const LAYOUT_FILE: &str = "LAYOUT";
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "identity";
+/// There while the node is not a member of all shards yet.
+const JOINING_FILE: &str = "joining";
 
 /// Whom a directory belongs to. Written once, when the directory is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Identity {
     pub region: RegionId,
     /// How many shards the cluster has.
     pub shards: u16,
+    /// Whether the node joined a cluster that was there; otherwise it founded it.
+    pub joined: bool,
 }
 
 /// A data directory, locked for this process until it is dropped.
@@ -67,6 +71,9 @@ impl Directory {
         let identity = if identity_path.exists() {
             read_identity(&identity_path)?
         } else if is_new {
+            if new.joined {
+                write_synced(&path.join(JOINING_FILE), b"")?;
+            }
             write_synced(&identity_path, &seal(new))?;
             write_synced(&path.join(LAYOUT_FILE), format!("{LAYOUT}\n").as_bytes())?;
             sync_directory(path)?;
@@ -82,7 +89,7 @@ impl Directory {
     fn check_layout(path: &Path) -> Result<bool, Error> {
         let layout_path = path.join(LAYOUT_FILE);
         if !layout_path.exists() {
-            let known = [LOCK_FILE, IDENTITY_FILE, "pid"];
+            let known = [LOCK_FILE, IDENTITY_FILE, JOINING_FILE, "pid"];
             for entry in fs::read_dir(path).map_err(Error::io(path))? {
                 let name = entry.map_err(Error::io(path))?.file_name();
                 if !known.iter().any(|known| name == *known) {
@@ -101,6 +108,35 @@ impl Directory {
             return Err(Error::Newer { path: path.to_owned(), found, known: LAYOUT });
         }
         Ok(false)
+    }
+
+    /// Whether a directory has no identity yet.
+    ///
+    /// # Errors
+    ///
+    /// It is foreign, newer, or refused by the system.
+    pub fn is_new(path: &Path) -> Result<bool, Error> {
+        if !path.exists() {
+            return Ok(true);
+        }
+        Ok(Self::check_layout(path)? && !path.join(IDENTITY_FILE).exists())
+    }
+
+    /// Whether the node has not become a member of all shards since the directory was made.
+    #[must_use]
+    pub fn is_joining(&self) -> bool {
+        self.path.join(JOINING_FILE).exists()
+    }
+
+    /// Remembers that the node is a member of all shards.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn joined(&self) -> Result<(), Error> {
+        let path = self.path.join(JOINING_FILE);
+        fs::remove_file(&path).map_err(Error::io(&path))?;
+        sync_directory(&self.path)
     }
 
     /// Where it is.
@@ -122,6 +158,7 @@ fn seal(identity: &Identity) -> Vec<u8> {
         node: identity.node.0,
         region: identity.region.0.into(),
         shards: identity.shards.into(),
+        joined: identity.joined,
     };
     envelope::seal(Kind::NodeIdentity, &message).to_vec()
 }
@@ -143,6 +180,7 @@ fn read_identity(path: &Path) -> Result<Identity, Error> {
         node: NodeId(message.node),
         region: RegionId(narrow(message.region)?),
         shards: narrow(message.shards)?,
+        joined: message.joined,
     })
 }
 

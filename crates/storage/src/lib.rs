@@ -14,12 +14,14 @@ mod directory;
 mod error;
 mod keys;
 mod log;
+mod snapshot;
 mod state;
 
 pub use directory::{Directory, Identity};
 pub use error::Error;
 pub use keys::{decode_key, encode_key};
 pub use log::{Done, LogDb, LogOptions, LogState, ShardLog};
+pub use snapshot::{Exported, Import, row_checksum};
 pub use state::{Batch, StateDb, StateOptions, View};
 
 /// Bytes that the file system under `path` can still take.

@@ -497,10 +497,24 @@ impl ShardLog {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        if let Some(entries) = self.read_tail(&range, bytes_max) {
-            return Ok(entries);
+        // What is older than the tail is on disk; what is in the tail may not be there yet. A range may span both.
+        let (mut entries, mut bytes, mut at) = (Vec::new(), 0, range.start);
+        while at < range.end && (entries.is_empty() || bytes < bytes_max) {
+            if let Some(recent) = self.read_tail(&(at..range.end), bytes_max - bytes) {
+                entries.extend(recent);
+                break;
+            }
+            let first = self.tail.lock().entries.front().map(|(first, _)| *first);
+            let upto = first.map_or(range.end, |first| first.clamp(at + 1, range.end));
+            let older = self.read_db(&(at..upto), bytes_max - bytes)?;
+            if older.is_empty() {
+                break;
+            }
+            at += older.len() as u64;
+            bytes = bytes.saturating_add(older.iter().map(Bytes::len).sum()).min(bytes_max);
+            entries.extend(older);
         }
-        self.read_db(&range, bytes_max)
+        Ok(entries)
     }
 
     fn read_tail(&self, range: &Range<u64>, bytes_max: usize) -> Option<Vec<Bytes>> {

@@ -34,15 +34,17 @@ pub struct StateOptions {
 
 /// The state database of a node.
 pub struct StateDb {
-    db: DB,
-    incarnations: Mutex<HashMap<ShardId, u32>>,
+    pub(crate) db: DB,
+    pub(crate) incarnations: Mutex<HashMap<ShardId, u32>>,
+    /// The last import of each shard that was begun.
+    pub(crate) imports: Mutex<HashMap<ShardId, u64>>,
     caches: Mutex<HashMap<ShardId, Arc<Mutex<RowCache>>>>,
     options: StateOptions,
 }
 
 /// Rows as they are after the last batch, so that the rows a session is at work on are not read and decoded for every
 /// command. Two generations: what is not used while the young one fills is dropped with the old one.
-struct RowCache {
+pub(crate) struct RowCache {
     young: HashMap<Key, Row>,
     old: HashMap<Key, Row>,
     limit: usize,
@@ -70,7 +72,7 @@ impl RowCache {
         self.old.remove(key);
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.young.clear();
         self.old.clear();
     }
@@ -113,14 +115,20 @@ impl StateDb {
                 .map_err(|_| Error::corrupt("state, incarnation of a shard", "not a number"))?;
             incarnations.insert(ShardId(u16::from_be_bytes(shard)), u32::from_be_bytes(incarnation));
         }
-        Ok(Self { db, incarnations: Mutex::new(incarnations), caches: Mutex::default(), options })
+        Ok(Self {
+            db,
+            incarnations: Mutex::new(incarnations),
+            imports: Mutex::default(),
+            caches: Mutex::default(),
+            options,
+        })
     }
 
-    fn incarnation(&self, shard: ShardId) -> u32 {
+    pub(crate) fn incarnation(&self, shard: ShardId) -> u32 {
         self.incarnations.lock().get(&shard).copied().unwrap_or(0)
     }
 
-    fn cache(&self, shard: ShardId) -> Arc<Mutex<RowCache>> {
+    pub(crate) fn cache(&self, shard: ShardId) -> Arc<Mutex<RowCache>> {
         let mut caches = self.caches.lock();
         let cache = caches.entry(shard).or_insert_with(|| {
             let limit = self.options.cached_rows;
@@ -185,50 +193,7 @@ impl StateDb {
         self.db.property_int_value("rocksdb.total-sst-files-size").ok().flatten().unwrap_or(0)
     }
 
-    /// Replaces a shard's rows by those of a shard of another database, as they are now, with what they have applied.
-    /// They go into a new incarnation; the pointer flips last, and is flushed before this returns.
-    ///
-    /// # Errors
-    ///
-    /// A disk refuses. The old rows stay in force.
-    pub fn install(&self, shard: ShardId, source: &Self, source_shard: ShardId) -> Result<(), Error> {
-        let (old, new) = (self.incarnation(shard), self.incarnation(shard) + 1);
-        let source_incarnation = source.incarnation(source_shard);
-        let snapshot = source.db.snapshot();
-        let (from, to) = (keys::prefix(source_shard, source_incarnation), keys::prefix(shard, new));
-        self.remove(shard, new)?;
-        let mut batch = WriteBatch::default();
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(keys::prefix(source_shard, source_incarnation + 1));
-        for item in snapshot.iterator_opt(IteratorMode::From(&from, rocksdb::Direction::Forward), options) {
-            let (key, value) = item?;
-            batch.put([&to[..], &key[from.len()..]].concat(), value);
-            if batch.size_in_bytes() > 1 << 20 {
-                self.write(std::mem::take(&mut batch))?;
-            }
-        }
-        if let Some(applied) = snapshot.get(applied_key(source_shard, source_incarnation))? {
-            batch.put(applied_key(shard, new), applied);
-        }
-        self.write(batch)?;
-        self.flush()?;
-        let mut pointer = WriteBatch::default();
-        pointer.put(incarnation_key(shard), new.to_be_bytes());
-        self.write(pointer)?;
-        self.flush()?;
-        self.incarnations.lock().insert(shard, new);
-        self.cache(shard).lock().clear();
-        self.remove(shard, old)
-    }
-
-    fn remove(&self, shard: ShardId, incarnation: u32) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
-        batch.delete_range(keys::prefix(shard, incarnation), keys::prefix(shard, incarnation + 1));
-        batch.delete(applied_key(shard, incarnation));
-        self.write(batch)
-    }
-
-    fn write(&self, batch: WriteBatch) -> Result<(), Error> {
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), Error> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         Ok(self.db.write_opt(batch, &options)?)
@@ -241,11 +206,11 @@ impl fmt::Debug for StateDb {
     }
 }
 
-fn applied_key(shard: ShardId, incarnation: u32) -> Vec<u8> {
+pub(crate) fn applied_key(shard: ShardId, incarnation: u32) -> Vec<u8> {
     [b"\xffa".as_slice(), &keys::prefix(shard, incarnation)].concat()
 }
 
-fn incarnation_key(shard: ShardId) -> Vec<u8> {
+pub(crate) fn incarnation_key(shard: ShardId) -> Vec<u8> {
     [b"\xffi".as_slice(), &shard.0.to_be_bytes()].concat()
 }
 

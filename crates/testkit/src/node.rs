@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -38,13 +39,27 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     )
 }
 
-/// An address on loopback that was free a moment ago.
+/// An address on loopback that was free a moment ago. Its port is below those that the system gives to connections, so
+/// that it stays free while a node is down.
 ///
 /// # Errors
 ///
 /// The system has none.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const PORTS: std::ops::Range<u16> = 10_000..32_000;
+    let span = u32::from(PORTS.end - PORTS.start);
+    // Each process begins elsewhere.
+    let begin = std::process::id().wrapping_mul(7_919) % span;
+    for _ in 0..span {
+        let place = (begin + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))) % span;
+        let port = PORTS.start + u16::try_from(place)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }
 
 /// Waits for a condition; its value.
@@ -69,6 +84,27 @@ pub async fn wait_until<T>(
     }
 }
 
+/// How a node is started.
+#[derive(Debug, Clone)]
+pub struct NodeSpec {
+    /// Where its configuration, log and data are.
+    pub directory: PathBuf,
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Where its peers reach it.
+    pub peer: SocketAddr,
+    /// What it is called; empty for no name.
+    pub name: String,
+    /// Whom it asks to be let in.
+    pub join: Vec<String>,
+    /// Its configuration.
+    pub config: String,
+    /// Variables in its environment.
+    pub env: Vec<(String, String)>,
+}
+
 /// A running node. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct NodeProcess {
@@ -78,8 +114,7 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts a node in `directory` with a configuration, to which the addresses and the data directory are added,
-    /// and waits until it is ready.
+    /// Starts a node of its own in `directory` with a configuration, and waits until it is ready.
     ///
     /// # Errors
     ///
@@ -105,9 +140,28 @@ impl NodeProcess {
         config: &str,
         env: &[(String, String)],
     ) -> anyhow::Result<Self> {
-        let mut node = Self::spawn(directory, http, grpc, config, env)?;
+        let spec = NodeSpec {
+            directory: directory.to_owned(),
+            http,
+            grpc,
+            peer: SocketAddr::from(([127, 0, 0, 1], 0)),
+            name: String::new(),
+            join: Vec::new(),
+            config: config.to_owned(),
+            env: env.to_vec(),
+        };
+        Self::start_spec(&spec).await
+    }
+
+    /// Starts a node, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// It does not start; the end of its log is part of the error.
+    pub async fn start_spec(spec: &NodeSpec) -> anyhow::Result<Self> {
+        let mut node = Self::spawn(spec)?;
         let client = reqwest::Client::new();
-        let url = format!("http://{http}/health/ready");
+        let url = format!("http://{}/health/ready", spec.http);
         let until = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(status) = node.child.try_wait()? {
@@ -128,29 +182,56 @@ impl NodeProcess {
     /// # Errors
     ///
     /// The system refuses.
-    pub fn spawn(
-        directory: &Path,
-        http: SocketAddr,
-        grpc: SocketAddr,
-        config: &str,
-        env: &[(String, String)],
-    ) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        let (config_path, log) = (directory.join("config.toml"), directory.join("log"));
-        std::fs::write(&config_path, config)?;
+    pub fn spawn(spec: &NodeSpec) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&spec.directory)?;
+        let (config, log) = (spec.directory.join("config.toml"), spec.directory.join("log"));
+        std::fs::write(&config, &spec.config)?;
         let out = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(binary()?)
+        let mut command = Command::new(binary()?);
+        command
             .arg("node")
-            .args(["--config".as_ref(), config_path.as_os_str()])
-            .args(["--data-dir".as_ref(), directory.join("data").as_os_str()])
-            .args(["--http", &http.to_string(), "--grpc", &grpc.to_string()])
-            .envs(env.iter().map(|(name, value)| (name, value)))
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--data-dir".as_ref(), spec.directory.join("data").as_os_str()])
+            .args(["--http", &spec.http.to_string()])
+            .args(["--grpc", &spec.grpc.to_string()])
+            .args(["--peer", &spec.peer.to_string()]);
+        if !spec.name.is_empty() {
+            command.args(["--name", &spec.name]);
+        }
+        if !spec.join.is_empty() {
+            command.args(["--join", &spec.join.join(",")]);
+        }
+        let child = command
+            .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
             .context("start the node")?;
-        Ok(Self { child, http, log })
+        Ok(Self { child, http: spec.http, log })
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(pid.context("the node's process id")?, signal)?)
+    }
+
+    /// Stops it with SIGSTOP: it does nothing until [`NodeProcess::resume`].
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// Its URL.
@@ -190,9 +271,7 @@ impl NodeProcess {
     ///
     /// It does not stop in time.
     pub async fn stop(mut self, timeout: Duration) -> anyhow::Result<Option<i32>> {
-        let pid =
-            i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("the node's process id")?;
-        kill_process(pid, Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         let child = &mut self.child;
         let ended = wait_until("the node's end", timeout, async || child.try_wait().ok().flatten()).await;
         match ended {

@@ -23,6 +23,15 @@ pub(crate) struct NodeArgs {
     /// Where data is kept.
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    /// Peer addresses (host:port, comma-separated) of nodes of the cluster that a node with a new data directory joins.
+    #[arg(long, value_delimiter = ',')]
+    join: Vec<String>,
+    /// The host that it tells others to reach it at; by default the one it listens on.
+    #[arg(long)]
+    advertise: Option<String>,
+    /// What people call it; by default where its peers reach it.
+    #[arg(long)]
+    name: Option<String>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -38,6 +47,9 @@ struct CommonArgs {
     /// Where gRPC listens.
     #[arg(long)]
     grpc: Option<SocketAddr>,
+    /// Where the other nodes of its cluster reach it.
+    #[arg(long)]
+    peer: Option<SocketAddr>,
     /// Allows to listen beyond loopback without TLS.
     #[arg(long)]
     insecure: bool,
@@ -81,6 +93,15 @@ pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     if let Some(data_dir) = args.data_dir {
         config.node.data_dir = data_dir;
     }
+    if !args.join.is_empty() {
+        config.node.join = args.join;
+    }
+    if let Some(advertise) = args.advertise {
+        config.node.advertise = advertise;
+    }
+    if let Some(name) = args.name {
+        config.node.name = name;
+    }
     let server = start(&mut config, &args.common).await?;
     tracing::info!(http = %server.http(), grpc = %server.grpc(), "ready");
     serve(server, &config).await
@@ -94,6 +115,9 @@ fn load(args: &CommonArgs) -> anyhow::Result<Config> {
     if let Some(grpc) = args.grpc {
         config.node.grpc = grpc;
     }
+    if let Some(peer) = args.peer {
+        config.node.peer = peer;
+    }
     config.node.insecure |= args.insecure;
     if let Some(replies) = &args.replies {
         if !config.providers.is_empty() {
@@ -101,7 +125,6 @@ fn load(args: &CommonArgs) -> anyhow::Result<Config> {
         }
         config.simulated.replies = Some(replies.clone());
     }
-    config.check()?;
     Ok(config)
 }
 

@@ -15,7 +15,8 @@ const VERSIONS: [&str; 1] = ["data-0.1.0.tar.gz"];
 async fn data_of_every_version_opens_and_goes_on() {
     for version in VERSIONS {
         let temp = tempfile::tempdir().unwrap();
-        let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version);
+        let archive =
+            Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("tests/fixtures").join(version);
         let unpacked =
             Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(temp.path()).status().unwrap();
         assert!(unpacked.success(), "{version}");

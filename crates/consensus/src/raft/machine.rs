@@ -11,7 +11,8 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use proto::record;
-use storage::StateDb;
+use storage::{Exported, Import, StateDb};
+use tokio::sync::watch;
 
 use super::{Entry, LogId, Reply, StoredMembership, Types, records};
 use crate::Effects;
@@ -37,6 +38,8 @@ pub struct StateMachine {
     shard: ShardId,
     effects: Effects,
     applied: Arc<Mutex<Applied>>,
+    /// The index of the first entry that is not applied.
+    next: Arc<watch::Sender<u64>>,
     /// What is known to be on disk, and so may be reported as a snapshot.
     flushed: Arc<Mutex<Applied>>,
     /// What the flush of all shards has just made durable, for the next snapshot to report without another flush.
@@ -45,11 +48,18 @@ pub struct StateMachine {
     failing: Arc<Mutex<Option<String>>>,
 }
 
-/// A snapshot, of which only the place is kept: its bytes are read when a peer asks.
-#[derive(Debug, Clone)]
-pub struct SnapshotSource {
-    db: Arc<StateDb>,
-    shard: ShardId,
+/// A snapshot.
+#[derive(Debug)]
+pub enum SnapshotSource {
+    /// Of which only the place is kept: its bytes are read when a peer asks.
+    Live {
+        /// The database.
+        db: Arc<StateDb>,
+        /// The shard.
+        shard: ShardId,
+    },
+    /// That came from a peer, and is written beside what is in force.
+    Staged(Box<Import>),
 }
 
 impl StateMachine {
@@ -75,6 +85,7 @@ impl StateMachine {
             shard,
             effects,
             flushed: Arc::new(Mutex::new(applied.clone())),
+            next: Arc::new(watch::Sender::new(next_index(&applied))),
             applied: Arc::new(Mutex::new(applied)),
             captured: Arc::default(),
             failing: Arc::default(),
@@ -83,6 +94,17 @@ impl StateMachine {
 
     pub(crate) fn applied(&self) -> Applied {
         self.applied.lock().clone()
+    }
+
+    fn set_applied(&self, applied: Applied) {
+        self.next.send_replace(next_index(&applied));
+        *self.applied.lock() = applied;
+    }
+
+    /// Returns when the entry at `index` is applied.
+    pub(crate) async fn applied_until(&self, index: u64) {
+        // The sender lives as long as `self`.
+        let _ = self.next.subscribe().wait_for(|next| *next > index).await;
     }
 
     /// Says that everything up to `applied`, captured before a flush, is on disk.
@@ -112,7 +134,7 @@ impl StateMachine {
                     Reply::default()
                 }
                 EntryPayload::Normal(body) => {
-                    let entry = record::Entry::decode(body.0).map_err(records::invalid)?;
+                    let entry = record::Entry::decode(body.bytes).map_err(records::invalid)?;
                     apply_entry(&mut batch, &entry, &mut effects)
                 }
             };
@@ -121,7 +143,7 @@ impl StateMachine {
         }
         let record = records::seal_applied(applied.id.as_ref(), &applied.membership);
         self.effects.write_and_hand_out(effects, || self.write(batch, &record))?;
-        *self.applied.lock() = applied;
+        self.set_applied(applied);
         Ok(replies)
     }
 
@@ -135,8 +157,8 @@ impl StateMachine {
             if self.failing.lock().replace(error.to_string()).is_none() {
                 tracing::error!(shard = %self.shard, %error, "the state can not be written; writes wait");
             }
-            // The thread is the shards' own, and no shard could go on.
-            std::thread::park_timeout(RETRY_PAUSE);
+            // This shard can not go on; the others, and heartbeats, do.
+            tokio::task::block_in_place(|| std::thread::park_timeout(RETRY_PAUSE));
             result = self.db.commit_again(self.shard, rows, record);
         }
         if self.failing.lock().take().is_some() {
@@ -170,6 +192,31 @@ fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &
         output.outcome
     });
     Reply(outcomes.collect())
+}
+
+fn next_index(applied: &Applied) -> u64 {
+    applied.id.map_or(0, |id| id.index() + 1)
+}
+
+/// Writes a shard of one database beside what is in force in another.
+fn copy(
+    from: &StateDb,
+    shard: ShardId,
+    to: &Arc<StateDb>,
+    as_shard: ShardId,
+) -> Result<Import, storage::Error> {
+    let mut import = None;
+    from.export(shard, |part| {
+        match (part, &mut import) {
+            (Exported::Applied(applied), slot) => *slot = Some(to.import(as_shard, applied)?),
+            (Exported::Rows(rows), Some(import)) => import.put(rows)?,
+            (Exported::Rows(_), None) => {}
+        }
+        Ok::<_, storage::Error>(())
+    })?;
+    let nothing =
+        || storage::Error::Corrupt { place: format!("shard {shard}"), reason: "it is empty".into() };
+    import.ok_or_else(nothing)
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -206,13 +253,20 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> io::Result<()> {
-        if Arc::ptr_eq(&snapshot.db, &self.db) && snapshot.shard == self.shard {
-            return Ok(());
-        }
-        self.db.install(self.shard, &snapshot.db, snapshot.shard)?;
+        let import = match snapshot {
+            SnapshotSource::Staged(import) => *import,
+            SnapshotSource::Live { db, shard } if Arc::ptr_eq(&db, &self.db) && shard == self.shard => {
+                return Ok(());
+            }
+            SnapshotSource::Live { db, shard } => copy(&db, shard, &self.db, self.shard)?,
+        };
+        // Two flushes: not on the thread that answers heartbeats.
+        let installed = tokio::task::spawn_blocking(move || import.install()).await;
+        installed.map_err(io::Error::other)??;
         let applied = Applied { id: meta.last_log_id, membership: meta.last_membership.clone() };
-        *self.applied.lock() = applied.clone();
-        *self.flushed.lock() = applied;
+        *self.flushed.lock() = applied.clone();
+        *self.captured.lock() = None;
+        self.set_applied(applied);
         Ok(())
     }
 
@@ -228,7 +282,7 @@ impl StateMachine {
     fn snapshot(&self, of: Applied) -> openraft::type_config::alias::SnapshotOf<Types, SnapshotSource> {
         Snapshot {
             meta: SnapshotMeta { last_log_id: of.id, last_membership: of.membership },
-            snapshot: SnapshotSource { db: Arc::clone(&self.db), shard: self.shard },
+            snapshot: SnapshotSource::Live { db: Arc::clone(&self.db), shard: self.shard },
         }
     }
 }

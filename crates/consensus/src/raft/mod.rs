@@ -3,16 +3,19 @@
 mod log_store;
 mod machine;
 mod network;
-mod records;
+pub(crate) mod records;
 
 use std::fmt;
 
 use ::machine::Outcome;
 use bytes::Bytes;
 
+use crate::Member;
+
 pub use log_store::LogStore;
+pub(crate) use machine::SnapshotSource;
 pub use machine::StateMachine;
-pub(crate) use network::NoNetwork;
+pub(crate) use network::Network;
 
 openraft::declare_raft_types!(
     /// openraft's configuration.
@@ -20,7 +23,7 @@ openraft::declare_raft_types!(
         D = Body,
         R = Reply,
         NodeId = u64,
-        Node = openraft::impls::BasicNode,
+        Node = Member,
 );
 
 pub(crate) type Raft = openraft::Raft<Types, StateMachine>;
@@ -30,18 +33,39 @@ pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
 
 /// The body of a normal entry: bytes, kept as they came.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Body(pub Bytes);
+#[derive(Clone)]
+pub struct Body {
+    /// The commands.
+    pub bytes: Bytes,
+    /// The whole entry in its envelope, once it was stored or received.
+    pub sealed: Option<Bytes>,
+}
+
+impl Body {
+    /// The body of an entry that is not stored yet.
+    #[must_use]
+    pub fn new(bytes: Bytes) -> Self {
+        Self { bytes, sealed: None }
+    }
+}
+
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Body {}
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Body({} bytes)", self.0.len())
+        write!(f, "Body({} bytes)", self.bytes.len())
     }
 }
 
 impl fmt::Display for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
+        write!(f, "{} bytes", self.bytes.len())
     }
 }
 

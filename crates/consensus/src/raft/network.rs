@@ -1,59 +1,273 @@
-//! The network between nodes. A cluster has one node in this version: there is nobody to reach.
+//! openraft's network over our connections.
 
-use std::{future::Future, io};
+use std::{future::Future, io, iter, time::Duration};
 
+use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
+use ids::{NodeId, ShardId};
 use openraft::{
     OptionalSend,
-    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
-    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{
+        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+        RaftNetworkFactory,
+    },
+    raft::{
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
     type_config::alias::{SnapshotOf, VoteOf},
 };
+use proto::peer::{SnapshotEnd, SnapshotHead, SnapshotPart, request, response, snapshot_part::Part};
+use storage::Exported;
+use tokio::sync::mpsc;
 
-use super::{Types, machine::SnapshotSource};
+use super::{Member, Types, machine::SnapshotSource, records};
+use crate::net::{CallError, Links, wire};
 
-/// The network of a cluster of one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NoNetwork;
+/// How long to rest before a peer that was away is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stream of entries may take to open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Parts of a snapshot that may wait to be sent.
+const PARTS_LEN: usize = 2;
 
-fn unreachable() -> Unreachable<Types> {
-    Unreachable::new(&io::Error::new(io::ErrorKind::Unsupported, "a cluster has one node in this version"))
+/// The network of one shard on one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    pub(crate) shard: ShardId,
+    pub(crate) links: Links,
 }
 
-impl RaftNetworkFactory<Types> for NoNetwork {
-    type Network = Self;
+/// The way from one shard's leader, or candidate, to one peer.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    shard: ShardId,
+    target: NodeId,
+    links: Links,
+    /// Whether it is for heartbeats, which go over the connection on which nothing waits.
+    heartbeat: bool,
+}
 
-    async fn new_client(&mut self, _target: u64, _node: &openraft::impls::BasicNode) -> Self {
-        Self
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Client {
+        let target = NodeId(target);
+        self.links.learn(target, node);
+        Client { shard: self.shard, target, links: self.links.clone(), heartbeat: false }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> Client {
+        Client { heartbeat: true, ..self.new_client(target, node).await }
     }
 }
 
-impl RaftNetworkV2<Types> for NoNetwork {
-    type SnapshotData = SnapshotSource;
+fn unreachable(error: &impl ToString) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::from_string(error.to_string()))
+}
 
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(unreachable().into())
+fn call_failed(error: &CallError) -> RPCError<Types> {
+    match error {
+        CallError::NotSent(_) => unreachable(error),
+        CallError::Broken | CallError::Timeout => {
+            RPCError::Network(NetworkError::from_string(error.to_string()))
+        }
+    }
+}
+
+/// An answer of another kind than asked for: what the peer has to say instead.
+fn unexpected(body: response::Body) -> RPCError<Types> {
+    match body {
+        response::Body::Problem(problem) => unreachable(&format!("{:?} {}", problem.kind(), problem.message)),
+        _ => RPCError::Network(NetworkError::from_string("an answer of another kind than asked for")),
+    }
+}
+
+fn malformed(error: &io::Error) -> RPCError<Types> {
+    RPCError::Network(NetworkError::from_string(error.to_string()))
+}
+
+impl Client {
+    async fn control(
+        &self,
+        body: request::Body,
+        timeout: Duration,
+    ) -> Result<response::Body, RPCError<Types>> {
+        let answer = self.links.control(self.target, self.shard, body, timeout).await;
+        answer.map_err(|error| call_failed(&error))
     }
 
+    async fn heartbeat(
+        &self,
+        request: &AppendEntriesRequest<Types>,
+        timeout: Duration,
+    ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
+        match self.control(request::Body::Heartbeat(wire::heartbeat(request)), timeout).await? {
+            response::Body::Heartbeat(response) => {
+                wire::to_append_response(response).map_err(|error| malformed(&error))
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn ballot(
+        &self,
+        body: request::Body,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        match self.control(body, option.soft_ttl()).await? {
+            response::Body::Voted(voted) => wire::to_voted(voted).map_err(|error| malformed(&error)),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+impl NetBackoff<Types> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(iter::repeat(RETRY_PAUSE)))
+    }
+}
+
+type Appended = Result<StreamAppendResult<Types>, RPCError<Types>>;
+
+impl NetStreamAppend<Types> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Appended>, RPCError<Types>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        if self.heartbeat {
+            let this = &*self;
+            let answers = input.then(move |request| {
+                let timeout = option.soft_ttl();
+                async move { this.heartbeat(&request, timeout).await }
+            });
+            return Box::pin(async move { Ok(answers.boxed()) });
+        }
+        Box::pin(async move {
+            let mut client =
+                self.links.append_client(self.target).map_err(|status| unreachable(&status.message()))?;
+            let mut request = self.links.me().request(self.target, input.map(wire::append_request));
+            request.metadata_mut().insert(crate::net::header::SHARD, self.shard.0.into());
+            let opened = tokio::time::timeout(OPEN_TIMEOUT, client.append(request));
+            let answers = opened
+                .await
+                .map_err(|_| unreachable(&"the stream of entries did not open in time"))?
+                .map_err(|status| unreachable(&status.message()))?
+                .into_inner();
+            let answers = answers.map(|answer| match answer {
+                Ok(answer) => wire::to_append_response(answer).map_err(|error| malformed(&error)),
+                Err(status) => Err(unreachable(&status.message())),
+            });
+            Ok(answers.boxed())
+        })
+    }
+}
+
+impl NetVote<Types> for Client {
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<Types>,
-        _option: RPCOption,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(unreachable().into())
+        self.ballot(request::Body::Vote(wire::ballot(&rpc)), &option).await
     }
 
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ballot(request::Body::PreVote(wire::ballot(&rpc)), &option).await
+    }
+}
+
+impl NetTransferLeader<Types> for Client {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let body = request::Body::Transfer(wire::transfer(&request));
+        match self.control(body, option.soft_ttl()).await? {
+            response::Body::Transferred(refusal) if refusal.is_empty() => Ok(Ok(())),
+            response::Body::Transferred(refusal) => Err(unreachable(&refusal)),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+impl NetSnapshot<Types> for Client {
+    type SnapshotData = SnapshotSource;
+
+    /// Sends the shard as it is now, which is at least what `snapshot` says: the peer may only gain by it.
     async fn full_snapshot(
         &mut self,
-        _vote: VoteOf<Types>,
-        _snapshot: SnapshotOf<Types, SnapshotSource>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: VoteOf<Types>,
+        snapshot: SnapshotOf<Types, SnapshotSource>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(unreachable().into())
+        let SnapshotSource::Live { db, shard } = snapshot.snapshot else {
+            return Err(unreachable(&"a snapshot that is being installed is not sent on").into());
+        };
+        let (parts, receiver) = mpsc::channel(PARTS_LEN);
+        let own_vote = records::vote(&vote);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = export(&db, shard, own_vote, &parts)
+                && error.kind() != io::ErrorKind::BrokenPipe
+            {
+                tracing::error!(%shard, %error, "the shard's state can not be read for a peer");
+            }
+        });
+        let send = async {
+            let mut client = self
+                .links
+                .snapshot_client(self.target)
+                .await
+                .map_err(|status| unreachable(&status.message()))?;
+            let parts = stream::unfold(receiver, |mut parts| async move {
+                parts.recv().await.map(|part: SnapshotPart| (part, parts))
+            });
+            let request = self.links.me().request(self.target, parts);
+            client.install_snapshot(request).await.map_err(|status| unreachable(&status.message()))
+        };
+        let answer = tokio::select! {
+            answer = send => answer?.into_inner(),
+            closed = cancel => return Err(closed.into()),
+        };
+        let vote = wire::required("a vote", answer.vote).map_err(|error| malformed(&error))?;
+        Ok(SnapshotResponse::new(records::to_vote(vote)))
     }
+}
+
+/// Reads a shard and hands it over part by part.
+fn export(
+    db: &storage::StateDb,
+    shard: ShardId,
+    vote: proto::record::raft::Vote,
+    parts: &mpsc::Sender<SnapshotPart>,
+) -> io::Result<()> {
+    let send = |part| {
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the peer went away");
+        parts.blocking_send(SnapshotPart { part: Some(part) }).map_err(gone)
+    };
+    let (mut count, mut sum) = (0u64, 0u32);
+    db.export(shard, |exported| match exported {
+        Exported::Applied(applied) => {
+            send(Part::Head(SnapshotHead { shard: shard.0.into(), vote: Some(vote), applied }))
+        }
+        Exported::Rows(rows) => {
+            for (key, value) in &rows {
+                count += 1;
+                sum = storage::row_checksum(sum, key, value);
+            }
+            let (keys, values) = rows.into_iter().unzip();
+            send(Part::Rows(proto::peer::Rows { keys, values }))
+        }
+    })?;
+    send(Part::End(SnapshotEnd { rows: count, crc32c: sum }))
 }

@@ -3,91 +3,99 @@
 use std::{collections::BTreeMap, io};
 
 use bytes::Bytes;
-use openraft::{EntryPayload, Membership, impls::BasicNode, impls::leader_id_adv::LeaderId};
+use ids::NodeId;
+use openraft::{EntryPayload, Membership, impls::leader_id_adv::LeaderId};
 use proto::{
     envelope::{self, Kind},
     record::{Empty, raft},
 };
 
-use super::{Body, Entry, LogId, StoredMembership, Vote};
+use super::{Body, Entry, LogId, Member, StoredMembership, Vote};
 
-pub(super) fn log_id(id: &LogId) -> raft::LogId {
+pub(crate) fn log_id(id: &LogId) -> raft::LogId {
     let leader = id.committed_leader_id();
     raft::LogId { term: leader.term, node: leader.node_id, index: id.index() }
 }
 
-pub(super) fn to_log_id(id: raft::LogId) -> LogId {
+pub(crate) fn to_log_id(id: raft::LogId) -> LogId {
     LogId::new(LeaderId { term: id.term, node_id: id.node }, id.index)
 }
 
-pub(super) fn seal_log_id(id: &LogId) -> Bytes {
+pub(crate) fn seal_log_id(id: &LogId) -> Bytes {
     envelope::seal(Kind::LogId, &log_id(id))
 }
 
-pub(super) fn open_log_id(bytes: &[u8]) -> io::Result<LogId> {
+pub(crate) fn open_log_id(bytes: &[u8]) -> io::Result<LogId> {
     Ok(to_log_id(envelope::unseal(Kind::LogId, bytes).map_err(invalid)?))
 }
 
-pub(super) fn seal_vote(vote: &Vote) -> Bytes {
-    let leader = vote.leader_id();
-    let message = raft::Vote { term: leader.term, node: leader.node_id, committed: vote.is_committed() };
-    envelope::seal(Kind::Vote, &message)
+pub(crate) fn vote(of: &Vote) -> raft::Vote {
+    let leader = of.leader_id();
+    raft::Vote { term: leader.term, node: leader.node_id, committed: of.is_committed() }
 }
 
-pub(super) fn open_vote(bytes: &[u8]) -> io::Result<Vote> {
-    let vote: raft::Vote = envelope::unseal(Kind::Vote, bytes).map_err(invalid)?;
-    Ok(if vote.committed {
-        Vote::new_committed(vote.term, vote.node)
-    } else {
-        Vote::new(vote.term, vote.node)
-    })
+pub(crate) fn to_vote(of: raft::Vote) -> Vote {
+    if of.committed { Vote::new_committed(of.term, of.node) } else { Vote::new(of.term, of.node) }
 }
 
-fn membership(of: &Membership<u64, BasicNode>) -> raft::Membership {
+pub(crate) fn seal_vote(of: &Vote) -> Bytes {
+    envelope::seal(Kind::Vote, &vote(of))
+}
+
+pub(crate) fn open_vote(bytes: &[u8]) -> io::Result<Vote> {
+    Ok(to_vote(envelope::unseal(Kind::Vote, bytes).map_err(invalid)?))
+}
+
+fn membership(of: &Membership<u64, Member>) -> raft::Membership {
     raft::Membership {
         configs: of
             .get_joint_config()
             .iter()
             .map(|voters| raft::Config { voters: voters.iter().copied().collect() })
             .collect(),
-        members: of
-            .nodes()
-            .map(|(node, at)| raft::Member { node: *node, address: at.addr.clone() })
-            .collect(),
+        members: of.nodes().map(|(node, member)| member.to_record(NodeId(*node))).collect(),
     }
 }
 
-fn to_membership(of: raft::Membership) -> io::Result<Membership<u64, BasicNode>> {
+fn to_membership(of: raft::Membership) -> io::Result<Membership<u64, Member>> {
     let configs = of.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, BasicNode> =
-        of.members.into_iter().map(|member| (member.node, BasicNode { addr: member.address })).collect();
+    let nodes: BTreeMap<u64, Member> =
+        of.members.into_iter().map(|member| (member.node, Member::from_record(member))).collect();
     Membership::new(configs, nodes).map_err(invalid)
 }
 
-pub(super) fn seal_entry(entry: &Entry) -> Bytes {
+/// The entry as it is stored and sent. One that was read, or received, is not encoded again.
+pub(crate) fn seal_entry(entry: &Entry) -> Bytes {
+    if let EntryPayload::Normal(body) = &entry.payload
+        && let Some(sealed) = &body.sealed
+    {
+        return sealed.clone();
+    }
     let payload = match &entry.payload {
         EntryPayload::Blank => raft::Payload::Blank(Empty {}),
-        EntryPayload::Normal(body) => raft::Payload::Normal(body.0.clone()),
+        EntryPayload::Normal(body) => raft::Payload::Normal(body.bytes.clone()),
         EntryPayload::Membership(of) => raft::Payload::Membership(membership(of)),
     };
     let message = raft::RaftEntry { log_id: Some(log_id(&entry.log_id)), payload: Some(payload) };
     envelope::seal(Kind::RaftEntry, &message)
 }
 
-pub(super) fn open_entry(bytes: &Bytes) -> io::Result<Entry> {
+pub(crate) fn open_entry(bytes: &Bytes) -> io::Result<Entry> {
     let body = envelope::open(Kind::RaftEntry, bytes).map_err(invalid)?;
     // Decoded from `Bytes`, so that the body of the entry is a slice of them and not a copy.
     let message = <raft::RaftEntry as prost::Message>::decode(bytes.slice_ref(body)).map_err(invalid)?;
     let id = message.log_id.ok_or_else(|| invalid("an entry without an id"))?;
     let payload = match message.payload.ok_or_else(|| invalid("an entry of an unknown kind"))? {
         raft::Payload::Blank(_) => EntryPayload::Blank,
-        raft::Payload::Normal(body) => EntryPayload::Normal(Body(body)),
+        raft::Payload::Normal(body) => {
+            EntryPayload::Normal(Body { bytes: body, sealed: Some(bytes.clone()) })
+        }
         raft::Payload::Membership(of) => EntryPayload::Membership(to_membership(of)?),
     };
     Ok(Entry { log_id: to_log_id(id), payload })
 }
 
-pub(super) fn seal_applied(id: Option<&LogId>, stored: &StoredMembership) -> Bytes {
+pub(crate) fn seal_applied(id: Option<&LogId>, stored: &StoredMembership) -> Bytes {
     let message = raft::Applied {
         log_id: id.map(log_id),
         membership: Some(raft::StoredMembership {
@@ -98,7 +106,7 @@ pub(super) fn seal_applied(id: Option<&LogId>, stored: &StoredMembership) -> Byt
     envelope::seal(Kind::Applied, &message)
 }
 
-pub(super) fn open_applied(bytes: &[u8]) -> io::Result<(Option<LogId>, StoredMembership)> {
+pub(crate) fn open_applied(bytes: &[u8]) -> io::Result<(Option<LogId>, StoredMembership)> {
     let message: raft::Applied = envelope::unseal(Kind::Applied, bytes).map_err(invalid)?;
     let stored = message.membership.unwrap_or_default();
     // Before the first membership entry there is none, which `Membership::new` would refuse.
@@ -109,6 +117,6 @@ pub(super) fn open_applied(bytes: &[u8]) -> io::Result<(Option<LogId>, StoredMem
     Ok((message.log_id.map(to_log_id), StoredMembership::new(stored.log_id.map(to_log_id), membership)))
 }
 
-pub(super) fn invalid(error: impl ToString) -> io::Error {
+pub(crate) fn invalid(error: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }

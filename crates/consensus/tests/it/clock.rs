@@ -9,7 +9,7 @@ use consensus::{Clock, Leadership, Node};
 use ids::{RegionId, SessionId, ShardId, Timestamp};
 use machine::{Command, Outcome, Read as _, SessionStatus};
 
-use crate::node::{definition_of, options, start_session};
+use crate::node::{definition_of, listener, options, start_session};
 
 /// A wall clock and a steady one, both set by hand, in one boot of the machine.
 #[derive(Clone)]
@@ -44,7 +44,7 @@ impl Clock for Hands {
 }
 
 async fn start(path: &std::path::Path, hands: &Hands) -> Node {
-    let node = Node::start(options(path), Arc::new(hands.clone())).await.unwrap();
+    let node = Node::start(options(path), listener(), Arc::new(hands.clone())).await.unwrap();
     let mut leadership = node.groups()[&ShardId(1)].leadership();
     let lead = leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. }));
     tokio::time::timeout(Duration::from_secs(30), lead).await.expect("a leader").unwrap();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus::{Leadership, Node, NodeOptions, SystemClock};
+use consensus::{Leadership, Member, Node, NodeOptions, SystemClock};
 use ids::{Digest, NodeId, RegionId, SessionId, ShardId};
 use machine::{
     Backoff, Block, Command, Definition, Durability, Node as Step, NodeKind, Outcome, Read as _, Retry,
@@ -13,15 +13,20 @@ use storage::Identity;
 pub(crate) fn options(path: &std::path::Path) -> NodeOptions {
     NodeOptions {
         path: path.to_owned(),
-        identity: Identity { cluster: 1, node: NodeId(1), region: RegionId(0), shards: 2 },
-        address: "127.0.0.1:0".into(),
+        identity: Identity { cluster: 1, node: NodeId(1), region: RegionId(0), shards: 2, joined: false },
+        member: Member::default(),
+        join: vec![],
         free_bytes_min: 0,
         block_cache_bytes: 1 << 20,
     }
 }
 
+pub(crate) fn listener() -> std::net::TcpListener {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap()
+}
+
 async fn start(path: &std::path::Path) -> Node {
-    let node = Node::start(options(path), Arc::new(SystemClock)).await.unwrap();
+    let node = Node::start(options(path), listener(), Arc::new(SystemClock)).await.unwrap();
     for group in node.groups().values() {
         let mut leadership = group.leadership();
         let lead = leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. }));
@@ -115,7 +120,8 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
 async fn a_directory_in_use_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let node = start(temp.path()).await;
-    let error = Node::start(options(temp.path()), Arc::new(SystemClock)).await.unwrap_err().to_string();
+    let error =
+        Node::start(options(temp.path()), listener(), Arc::new(SystemClock)).await.unwrap_err().to_string();
     assert!(error.contains("in use by another process"), "{error}");
     node.stop().await;
 }

@@ -4,11 +4,12 @@ mod command;
 mod common;
 mod definition;
 mod event;
+mod outcome;
 mod row;
 
 use bytes::Bytes;
 use ids::{Epoch, Position, Timestamp};
-use machine::{Command, Decision, Key, Resolution, Row};
+use machine::{Command, Decision, Key, Outcome, Resolution, Row};
 use prost::Message as _;
 
 use crate::envelope::{self, Error, Kind};
@@ -17,9 +18,8 @@ use crate::storage;
 /// Raft's own records, as they are stored.
 pub mod raft {
     pub use crate::storage::{
-        Applied, LogId, Membership, NodeIdentity, RaftEntry, StoredMembership, Vote,
-        membership::{Config, Member},
-        raft_entry::Payload,
+        Applied, LogId, Member, Membership, NodeIdentity, RaftEntry, StoredMembership, Vote,
+        membership::Config, raft_entry::Payload,
     };
 }
 pub use crate::storage::Empty;
@@ -106,6 +106,36 @@ pub fn command_len(command: &Command) -> usize {
         Command::Cancel { reason, .. } => reason.len(),
         Command::ApplyWorkflow { .. } | Command::Retry { .. } | Command::FireTimers => 0,
     }
+}
+
+/// A command as it is sent to the leader of its shard.
+#[must_use]
+pub fn encode_command(of: &Command) -> Bytes {
+    envelope::seal(Kind::Command, &command::encode(of))
+}
+
+/// Reads [`encode_command`].
+///
+/// # Errors
+///
+/// Bytes that are no command that this version knows.
+pub fn decode_command(bytes: &[u8]) -> Result<Command, Error> {
+    command::decode(envelope::unseal(Kind::Command, bytes)?)
+}
+
+/// An outcome as it is sent to who asked.
+#[must_use]
+pub fn encode_outcome(of: &Outcome) -> Bytes {
+    envelope::seal(Kind::Outcome, &outcome::encode(of))
+}
+
+/// Reads [`encode_outcome`].
+///
+/// # Errors
+///
+/// Bytes that are no outcome that this version knows.
+pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Error> {
+    outcome::decode(envelope::unseal(Kind::Outcome, bytes)?)
 }
 
 /// A row as it is stored.

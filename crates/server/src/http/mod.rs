@@ -1,20 +1,24 @@
 //! The HTTP API.
 
+mod cluster;
 mod problem;
 mod sessions;
 mod system;
+pub(crate) mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State},
+    extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State, rejection::BytesRejection},
     http::{header, request::Parts},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
 };
+use bytes::Bytes;
 use machine::limits;
+use serde::Deserialize;
 
 pub(crate) use sessions::decision;
 
@@ -42,7 +46,10 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/sessions/{id}/retry", post(sessions::retry))
         .route("/v1/workflows", get(sessions::workflows).post(sessions::apply_workflow))
         .route("/v1/workflows/{name}", get(sessions::workflow))
-        .route("/v1/cluster", get(system::cluster))
+        .route("/v1/cluster", get(cluster::status))
+        .route("/v1/cluster/init", post(cluster::init))
+        .route("/v1/cluster/remove", post(cluster::remove))
+        .route("/v1/cluster/transfer-leader", post(cluster::transfer))
         .route("/metrics", get(system::metrics))
         .route("/health", get(system::health))
         .route("/health/live", get(system::live))
@@ -53,6 +60,19 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), measure))
         .with_state(app)
+}
+
+/// The body of a request.
+pub(crate) type Body = Result<Bytes, BytesRejection>;
+
+/// Reads a body; an empty one is `{}`. Unknown fields are errors, with their place.
+fn parse<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, ApiError> {
+    let body = body?;
+    let text = std::str::from_utf8(&body).map_err(|error| {
+        ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("body: {error}")))
 }
 
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration}
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{
-        Path, Query, State,
-        rejection::{BytesRejection, QueryRejection},
-    },
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response, Sse, sse},
 };
@@ -19,30 +15,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::Tenant;
+use super::{Body, Tenant, parse};
 use crate::{
     error::ApiError,
     sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef, budget},
     wiring::App,
 };
 
-type Body = Result<Bytes, BytesRejection>;
 type Reply = Result<Response, ApiError>;
 
 /// How often an idle stream says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a stream waits for news before it looks by itself.
 const NEWS_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Reads a body; an empty one is `{}`. Unknown fields are errors, with their place.
-fn parse<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, ApiError> {
-    let body = body?;
-    let text = std::str::from_utf8(&body).map_err(|error| {
-        ApiError::invalid(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
-    })?;
-    let text = if text.trim().is_empty() { "{}" } else { text };
-    serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("body: {error}")))
-}
 
 fn parse_id(id: &str) -> Result<SessionId, ApiError> {
     id.parse().map_err(|error: ids::ParseError| ApiError::invalid(error.to_string()))

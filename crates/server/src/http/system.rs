@@ -1,6 +1,6 @@
 //! Routes of the node itself.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -12,7 +12,6 @@ use consensus::Leadership;
 use providers::BreakerState;
 use serde_json::{Value, json};
 
-use super::Tenant;
 use crate::{CODES, error::ApiError, metrics::Named, wiring::App};
 
 pub(super) async fn health() -> Json<Value> {
@@ -30,39 +29,6 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     }
     let body = json!({"status": "not ready", "errors": errors});
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
-}
-
-pub(super) async fn cluster(State(app): State<Arc<App>>, _tenant: Tenant) -> Json<Value> {
-    let status = app.sessions.status();
-    let shards: BTreeMap<String, Value> = status
-        .shards
-        .iter()
-        .map(|(shard, lead)| {
-            let value = match lead {
-                Leadership::Here { term } => json!({"leader": "this node", "term": term}),
-                Leadership::Elsewhere { leader } => json!({"leader": leader.map(|node| node.0)}),
-            };
-            (shard.to_string(), value)
-        })
-        .collect();
-    let providers: Vec<Value> = app
-        .sessions
-        .providers()
-        .into_iter()
-        .map(|provider| {
-            json!({"name": provider.name, "circuit": provider.breaker.name(), "in_flight": provider.in_flight,
-                "simulated": provider.simulated})
-        })
-        .collect();
-    Json(json!({
-        "shards": shards,
-        "providers": providers,
-        "simulated": app.sessions.is_simulated(),
-        "writes_stopped": status.writes_stopped,
-        "work_running": app.sessions.running_count(),
-        "log_syncs": status.log_syncs,
-        "version": env!("CARGO_PKG_VERSION"),
-    }))
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
-use engine::Engine;
-use ids::{Seq, SessionId, ShardId, StepId};
+use engine::{Engine, Running};
+use ids::{Dispatch, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
 use providers::{ProviderStatus, Router};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::error::{self, ApiError};
 
 /// How long a request is retried while a shard has no leader.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(10);
-const ELECTION_PAUSE: Duration = Duration::from_millis(50);
+const ELECTION_PAUSE: Duration = Duration::from_millis(20);
 /// Events of one page.
 pub(crate) const EVENTS_PAGE_MAX: usize = 500;
 
@@ -94,6 +95,37 @@ impl Sessions {
         self.node.status()
     }
 
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The work of a session that is under way, where it is: on the leader of its shard.
+    async fn running(&self, id: SessionId) -> Vec<Running> {
+        let asked = match self.group_of(id) {
+            Ok(group) => group.ask_leader(Bytes::from(id.to_string())).await,
+            Err(_) => None,
+        };
+        match asked {
+            Some(answer) => read_running(&answer),
+            None => self.running_here(id),
+        }
+    }
+
+    fn running_here(&self, id: SessionId) -> Vec<Running> {
+        self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default()
+    }
+
+    /// Answers [`Sessions::running`] of another node.
+    pub(crate) fn answer_running(&self, question: &[u8]) -> Bytes {
+        let id = std::str::from_utf8(question).ok().and_then(|id| id.parse().ok());
+        let running = id.map(|id| self.running_here(id)).unwrap_or_default();
+        let list: Vec<Value> = running
+            .iter()
+            .map(|of| json!([of.step.to_string(), of.dispatch.0, of.started_at.map(|at| at.0)]))
+            .collect();
+        Bytes::from(Value::Array(list).to_string())
+    }
+
     pub(crate) fn providers(&self) -> Vec<ProviderStatus> {
         self.router.status()
     }
@@ -128,11 +160,21 @@ impl Sessions {
 
     /// Proposes, through an election if need be. Safe to repeat: the edge has minted every id.
     async fn propose(&self, group: &Group, command: Command) -> Result<Outcome> {
+        // Whether an earlier attempt may have been done, so that what a later one is told need not be the answer.
+        let mut unknown = false;
         let attempt = async {
             loop {
                 match group.propose(command.clone()).await {
-                    Err(ProposeError::NotLeader { .. } | ProposeError::Unknown) => {
-                        tokio::time::sleep(ELECTION_PAUSE).await;
+                    Err(ProposeError::NotLeader { .. }) => await_leader(group).await,
+                    Err(ProposeError::Unknown) => {
+                        unknown = true;
+                        await_leader(group).await;
+                    }
+                    Ok(outcome) if !matches!(outcome, Outcome::Refused(_)) => return Ok(outcome),
+                    Ok(_) | Err(_) if unknown => {
+                        let detail =
+                            "a leader changed meanwhile: the request may have been done; look, or repeat it";
+                        return Err(ApiError::new(error::UNAVAILABLE, detail));
                     }
                     Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
                     Ok(outcome) => return Ok(outcome),
@@ -153,8 +195,7 @@ impl Sessions {
             loop {
                 match group.linearize().await {
                     Ok(()) => return Ok(()),
-                    Err(consensus::ReadError::NotLeader { .. }) => tokio::time::sleep(ELECTION_PAUSE).await,
-                    Err(error) => return Err(error.into()),
+                    Err(_) => await_leader(group).await,
                 }
             }
         };
@@ -195,6 +236,24 @@ impl std::fmt::Debug for Sessions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sessions").field("node", &self.node).finish_non_exhaustive()
     }
+}
+
+fn read_running(answer: &[u8]) -> Vec<Running> {
+    let list: Vec<(String, u32, Option<u64>)> = serde_json::from_slice(answer).unwrap_or_default();
+    list.into_iter()
+        .filter_map(|(step, dispatch, started_at)| {
+            let step = step.parse().ok()?;
+            Some(Running { step, dispatch: Dispatch(dispatch), started_at: started_at.map(Timestamp) })
+        })
+        .collect()
+}
+
+/// Waits for news of who leads, or a moment: the news may be on its way, or the leader known and just not reached.
+async fn await_leader(group: &Group) {
+    let mut leadership = group.leadership();
+    leadership.mark_unchanged();
+    // A shard that has stopped has no news.
+    let _ = tokio::time::timeout(ELECTION_PAUSE, leadership.changed()).await;
 }
 
 fn pending(view: &impl Read, id: SessionId) -> Vec<StepId> {

@@ -1,6 +1,6 @@
 //! Reading sessions.
 
-use engine::values::Values;
+use engine::{Running, values::Values};
 use ids::{Digest, Seq, SessionId, StepId};
 use machine::{
     Definition, Event, EventData, Key, OutputRef, Read, Row, SessionStatus, StepRow, StepStatus, limits,
@@ -27,6 +27,7 @@ impl Sessions {
         if !stale {
             self.read(group).await?;
         }
+        let running = self.running(id).await;
         let view = group.view();
         let (row, definition) = self.owned(&view, tenant, id)?;
         let values = Values::new(&view, id, &definition);
@@ -38,66 +39,11 @@ impl Sessions {
             _ => Value::Null,
         };
         session.insert("output".into(), output);
-        let (steps, more) = self.steps(&view, id, &definition);
+        let (steps, more) = steps(&view, id, &definition, &running);
         session.insert("steps".into(), steps.into());
         session.insert("steps_truncated".into(), more.into());
         view.check()?;
         Ok(Value::Object(session))
-    }
-
-    fn steps(&self, view: &impl Read, id: SessionId, definition: &Definition) -> (Vec<Value>, bool) {
-        let values = Values::new(view, id, definition);
-        let from = Key::Step(id, StepId::default());
-        let to = Key::Step(id.successor(), StepId::default());
-        let rows = view.scan(&from, &to, STEPS_MAX + 1);
-        let more = rows.len() > STEPS_MAX;
-        let steps = rows.into_iter().take(STEPS_MAX).filter_map(|(key, row)| match (key, row) {
-            (Key::Step(_, step), Row::Step(row)) => {
-                Some(self.step_json(view, &values, id, definition, step, &row))
-            }
-            _ => None,
-        });
-        (steps.collect(), more)
-    }
-
-    fn step_json<R: Read>(
-        &self,
-        view: &R,
-        values: &Values<'_, R>,
-        id: SessionId,
-        definition: &Definition,
-        step: StepId,
-        row: &StepRow,
-    ) -> Value {
-        let running = self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default();
-        let at_work = running.iter().find(|running| running.step == step && running.dispatch == row.dispatch);
-        let started_at = row.started_at.or_else(|| at_work.and_then(|running| running.started_at));
-        let mut json = json!({
-            "id": values.path(step),
-            "ref": step.to_string(),
-            "kind": kind(definition, step),
-            "status": row.status.name(),
-            "attempt": row.attempt.0,
-            "dispatch": row.dispatch.0,
-            "ready_at": row.ready_at.to_string(),
-            "started_at": started_at.map(|at| at.to_string()),
-            "ended_at": row.ended_at.map(|at| at.to_string()),
-        });
-        if let OutputRef::Event(seq) = row.output
-            && let Some(Event { data: EventData::StepCompleted { report: Some(report), .. }, .. }) =
-                view.event(id, seq)
-        {
-            json["provider"] = report.provider.into();
-            json["model"] = report.model.into();
-            json["usage"] =
-                json!({"tokens_in": report.usage.tokens_in, "tokens_out": report.usage.tokens_out});
-            json["cost_microusd"] = report.usage.cost_microusd.into();
-            json["simulated"] = report.simulated.into();
-        }
-        if let Some(failure) = row.failed.and_then(|seq| failure_of(view, id, seq)) {
-            json["error"] = failure;
-        }
-        json
     }
 
     /// The tenant's sessions, newest first.
@@ -215,10 +161,10 @@ impl Sessions {
     pub(crate) async fn describe(&self, tenant: &str, id: SessionId) -> Result<Value> {
         let group = self.group_of(id)?;
         self.read(group).await?;
+        let running = self.running(id).await;
         let view = group.view();
         let (row, definition) = self.owned(&view, tenant, id)?;
         let values = Values::new(&view, id, &definition);
-        let running = self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default();
         let mut coming = Vec::new();
         for step in pending(&view, id) {
             let Some(step_row) = view.step(id, step) else { continue };
@@ -256,6 +202,64 @@ impl Sessions {
         view.check()?;
         Ok(Value::Object(json))
     }
+}
+
+fn steps(
+    view: &impl Read,
+    id: SessionId,
+    definition: &Definition,
+    running: &[Running],
+) -> (Vec<Value>, bool) {
+    let values = Values::new(view, id, definition);
+    let from = Key::Step(id, StepId::default());
+    let to = Key::Step(id.successor(), StepId::default());
+    let rows = view.scan(&from, &to, STEPS_MAX + 1);
+    let more = rows.len() > STEPS_MAX;
+    let steps = rows.into_iter().take(STEPS_MAX).filter_map(|(key, row)| match (key, row) {
+        (Key::Step(_, step), Row::Step(row)) => {
+            Some(step_json(view, &values, id, definition, running, step, &row))
+        }
+        _ => None,
+    });
+    (steps.collect(), more)
+}
+
+fn step_json<R: Read>(
+    view: &R,
+    values: &Values<'_, R>,
+    id: SessionId,
+    definition: &Definition,
+    running: &[Running],
+    step: StepId,
+    row: &StepRow,
+) -> Value {
+    let at_work = running.iter().find(|running| running.step == step && running.dispatch == row.dispatch);
+    let started_at = row.started_at.or_else(|| at_work.and_then(|running| running.started_at));
+    let mut json = json!({
+        "id": values.path(step),
+        "ref": step.to_string(),
+        "kind": kind(definition, step),
+        "status": row.status.name(),
+        "attempt": row.attempt.0,
+        "dispatch": row.dispatch.0,
+        "ready_at": row.ready_at.to_string(),
+        "started_at": started_at.map(|at| at.to_string()),
+        "ended_at": row.ended_at.map(|at| at.to_string()),
+    });
+    if let OutputRef::Event(seq) = row.output
+        && let Some(Event { data: EventData::StepCompleted { report: Some(report), .. }, .. }) =
+            view.event(id, seq)
+    {
+        json["provider"] = report.provider.into();
+        json["model"] = report.model.into();
+        json["usage"] = json!({"tokens_in": report.usage.tokens_in, "tokens_out": report.usage.tokens_out});
+        json["cost_microusd"] = report.usage.cost_microusd.into();
+        json["simulated"] = report.simulated.into();
+    }
+    if let Some(failure) = row.failed.and_then(|seq| failure_of(view, id, seq)) {
+        json["error"] = failure;
+    }
+    json
 }
 
 fn parse_cursor(cursor: &str) -> Result<(u64, SessionId)> {

@@ -2,7 +2,7 @@ use ids::{NodeId, RegionId};
 use storage::{Directory, Error, Identity};
 
 fn identity() -> Identity {
-    Identity { cluster: 7, node: NodeId(1), region: RegionId(0), shards: 4 }
+    Identity { cluster: 7, node: NodeId(1), region: RegionId(0), shards: 4, joined: false }
 }
 
 #[test]

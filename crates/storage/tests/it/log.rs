@@ -101,3 +101,27 @@ fn what_is_queued_together_is_synced_together() {
     }
     assert!(db.syncs() < 800, "{} syncs for 1600 appends", db.syncs());
 }
+
+#[test]
+fn a_range_of_old_entries_and_of_some_that_are_not_on_disk_yet_is_read_whole() {
+    let temp = tempfile::tempdir().unwrap();
+    append(&LogDb::open(temp.path(), options()).unwrap().shard(ShardId(1)).unwrap(), 1..6);
+    // Opened again, the tail is empty: the first entries are on disk only.
+    let db = LogDb::open(temp.path(), options()).unwrap();
+    let log = db.shard(ShardId(1)).unwrap();
+    let (held, hold) = mpsc::channel::<()>();
+    let (holding, is_held) = mpsc::channel();
+    log.save_vote(
+        Bytes::from_static(b"vote"),
+        Box::new(move |_| {
+            holding.send(()).unwrap();
+            let _ = hold.recv();
+        }),
+    );
+    is_held.recv().unwrap();
+    // The writer is held up: these are in memory only.
+    log.append(vec![entry(6), entry(7)], Box::new(|_| {}));
+    assert_eq!(read(&log, 1..8), (1..8).map(|i| entry(i).1).collect::<Vec<_>>());
+    assert_eq!(read(&log, 3..7), (3..7).map(|i| entry(i).1).collect::<Vec<_>>());
+    drop(held);
+}

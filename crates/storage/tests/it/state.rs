@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ids::{Digest, Position, RegionId, Seq, SessionId, ShardId, Timestamp};
 use machine::{Key, Read as _, Row, ShardRow, Tables as _, TimerKind, WorkflowRow};
 use proptest::prelude::*;
-use storage::{StateDb, StateOptions};
+use storage::{Exported, StateDb, StateOptions};
 
 fn open(path: &std::path::Path) -> StateDb {
     StateDb::open(path, StateOptions { block_cache_bytes: 1 << 20, cached_rows: 8 }).unwrap()
@@ -73,7 +73,20 @@ fn installing_replaces_all_rows() {
         batch.put(Key::SignalId(session(unique), 1), Row::Present);
         batch.commit(applied.as_bytes()).unwrap();
     }
-    target.install(ShardId(5), &source, ShardId(5)).unwrap();
+    let (target, mut import) = (Arc::new(target), None);
+    let copy = |part| match (part, &mut import) {
+        (Exported::Applied(applied), slot) => {
+            *slot = Some(target.import(ShardId(5), applied)?);
+            Ok(())
+        }
+        (Exported::Rows(rows), Some(import)) => import.put(rows),
+        (Exported::Rows(_), None) => panic!("rows came before what was applied"),
+    };
+    source.export(ShardId(5), copy).unwrap();
+    let import = import.unwrap();
+    assert_eq!(import.sum().0, 1);
+    assert!(target.view(ShardId(5)).get(&Key::SignalId(session(2), 1)).is_some(), "not in force yet");
+    import.install().unwrap();
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(2), 1)).is_none());
     assert_eq!(target.applied(ShardId(5)).unwrap().unwrap(), "source");

@@ -1,0 +1,289 @@
+//! The clients of a cluster under test.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+use testkit::{
+    Cluster,
+    history::{Action, Fate, History},
+};
+use tokio::task::JoinHandle;
+
+const REGISTERS: usize = 6;
+const REGISTER_CLIENTS: u64 = 8;
+const SESSION_CLIENTS: u64 = 6;
+/// A call that takes longer has an unknown outcome.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// A client with a key that knows every node must succeed within this time, whatever happens to one of them.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+const REGISTER: &str = "\
+name: register
+steps:
+  - id: values
+    loop:
+      until: 'false'
+      max_iterations: 10000
+      steps:
+        - {id: next, wait: {signal: append}}
+";
+const SESSION: &str = "\
+name: work
+retry: {max_attempts: 20, backoff: constant, delay: 50ms}
+steps:
+  - {id: first, agent: {role: architect, prompt: 'first of {{ input.n }}'}}
+  - id: items
+    map:
+      items: '[1, 2]'
+      steps:
+        - {id: work, agent: {role: executor, prompt: 'item {{ item }} of {{ input.n }}'}}
+  - {id: last, agent: {role: auditor, prompt: 'last of {{ input.n }}: {{ steps.first.output }}'}}
+";
+
+/// What clients share.
+pub(super) struct Load {
+    pub(super) history: History,
+    pub(super) registers: Vec<String>,
+    seed: u64,
+    http: reqwest::Client,
+    urls: RwLock<Vec<String>>,
+    stopping: AtomicBool,
+    next_value: AtomicU64,
+    /// The session that was acknowledged for each key.
+    acknowledged: Mutex<BTreeMap<String, String>>,
+    violations: Mutex<Vec<String>>,
+    notes: Mutex<Vec<(Duration, String)>>,
+}
+
+impl Load {
+    pub(super) async fn begin(cluster: &Cluster, seed: u64) -> anyhow::Result<Self> {
+        // A connection a call: one that breaks with its node says nothing about the next call.
+        let http = reqwest::Client::builder().timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
+        let mut load = Self {
+            history: History::default(),
+            registers: Vec::new(),
+            seed,
+            http,
+            urls: RwLock::new(cluster.urls()),
+            stopping: AtomicBool::new(false),
+            next_value: AtomicU64::new(1),
+            acknowledged: Mutex::default(),
+            violations: Mutex::default(),
+            notes: Mutex::default(),
+        };
+        let url = load.urls().first().cloned().context("no node")?;
+        for workflow in [REGISTER, SESSION] {
+            let answer = load.http.post(format!("{url}/v1/workflows")).body(workflow).send().await?;
+            anyhow::ensure!(answer.status().is_success(), "apply: {}", answer.text().await?);
+        }
+        for register in 0..REGISTERS {
+            let body = json!({"workflow": "register"});
+            let request = load.http.post(format!("{url}/v1/sessions")).json(&body);
+            let answer = request.header("idempotency-key", format!("register-{register}")).send().await?;
+            let body: Value = answer.error_for_status()?.json().await?;
+            load.registers.push(body["id"].as_str().context("no id")?.to_owned());
+        }
+        Ok(load)
+    }
+
+    pub(super) fn run(self: Arc<Self>) -> Vec<JoinHandle<()>> {
+        let registers =
+            (0..REGISTER_CLIENTS).map(|client| tokio::spawn(Arc::clone(&self).use_registers(client)));
+        let registers: Vec<_> = registers.collect();
+        let sessions = (0..SESSION_CLIENTS)
+            .map(|client| tokio::spawn(Arc::clone(&self).start_sessions(REGISTER_CLIENTS + client)));
+        registers.into_iter().chain(sessions).collect()
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn urls(&self) -> Vec<String> {
+        self.urls.read().map(|urls| urls.clone()).unwrap_or_default()
+    }
+
+    /// A node is about to leave: clients are told, as a load balancer is.
+    pub(super) fn leave(&self, url: &str) {
+        if let Ok(mut urls) = self.urls.write() {
+            urls.retain(|of| of != url);
+        }
+    }
+
+    pub(super) fn enter(&self, url: &str) {
+        if let Ok(mut urls) = self.urls.write()
+            && !urls.iter().any(|of| of == url)
+        {
+            urls.push(url.to_owned());
+        }
+    }
+
+    /// Writes down that something was done to the cluster.
+    pub(super) fn note(&self, what: &str) {
+        if let Ok(mut notes) = self.notes.lock() {
+            notes.push((self.history.now(), what.to_owned()));
+        }
+    }
+
+    pub(super) fn notes(&self) -> Vec<(Duration, String)> {
+        self.notes.lock().map(|notes| notes.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn acknowledged(&self) -> BTreeMap<String, String> {
+        self.acknowledged.lock().map(|map| map.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn violations(&self) -> Vec<String> {
+        self.violations.lock().map(|list| list.clone()).unwrap_or_default()
+    }
+
+    fn violation(&self, violation: String) {
+        if let Ok(mut violations) = self.violations.lock() {
+            violations.push(violation);
+        }
+    }
+
+    fn any_url(&self, random: &mut StdRng) -> String {
+        let urls = self.urls();
+        urls[random.random_range(0..urls.len())].clone()
+    }
+
+    async fn use_registers(self: Arc<Self>, client: u64) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ client);
+        while !self.stopping.load(Ordering::SeqCst) {
+            let register = self.registers[random.random_range(0..self.registers.len())].clone();
+            let url = self.any_url(&mut random);
+            let called = self.history.now();
+            let (action, fate) = if random.random_bool(0.6) {
+                let value = self.next_value.fetch_add(1, Ordering::Relaxed);
+                (Action::Append(value), self.append(&url, &register, value).await)
+            } else {
+                (Action::Read, self.read(&url, &register, "").await)
+            };
+            self.history.record(client, &register, action, called, fate);
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..20))).await;
+        }
+    }
+
+    async fn append(&self, url: &str, register: &str, value: u64) -> Fate {
+        let request = self.http.post(format!("{url}/v1/sessions/{register}/signal"));
+        match request.json(&json!({"name": "append", "payload": value})).send().await {
+            Ok(answer) => match fate_of(answer.status()) {
+                None => Fate::Ok(Vec::new()),
+                Some(fate) => {
+                    fate(format!("{} {}", answer.status(), answer.text().await.unwrap_or_default()))
+                }
+            },
+            Err(error) => fate_of_error(&error),
+        }
+    }
+
+    /// Reads a register, page by page: it only grows, so what the last page shows is what was there then.
+    pub(super) async fn read(&self, url: &str, register: &str, options: &str) -> Fate {
+        let (mut values, mut next) = (Vec::new(), 0u64);
+        loop {
+            let path = format!("{url}/v1/sessions/{register}/events?from={next}{options}");
+            let page: Value = match self.http.get(path).send().await {
+                Ok(answer) if answer.status().is_success() => match answer.json().await {
+                    Ok(page) => page,
+                    Err(error) => return Fate::Unknown(error.to_string()),
+                },
+                Ok(answer) => return Fate::Unknown(answer.status().to_string()),
+                Err(error) => return fate_of_error(&error),
+            };
+            let events = page["events"].as_array().cloned().unwrap_or_default();
+            let signals = events.iter().filter(|event| event["type"] == "signal_received");
+            values.extend(signals.filter_map(|event| event["data"]["payload"].as_u64()));
+            next = page["next"].as_u64().unwrap_or(next);
+            if events.len() < 500 {
+                return Fate::Ok(values);
+            }
+        }
+    }
+
+    async fn start_sessions(self: Arc<Self>, client: u64) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ client);
+        let mut n = 0;
+        while !self.stopping.load(Ordering::SeqCst) {
+            let key = format!("key-{client}-{n}");
+            n += 1;
+            let Some(id) = self.start_session(client, &key, &mut random).await else { continue };
+            if let Ok(mut acknowledged) = self.acknowledged.lock() {
+                acknowledged.insert(key, id.clone());
+            }
+            while !self.stopping.load(Ordering::SeqCst)
+                && !self.has_ended(&self.any_url(&mut random), &id).await
+            {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        }
+    }
+
+    /// Starts a session, asking one node after another under the same key until it is acknowledged.
+    async fn start_session(&self, client: u64, key: &str, random: &mut StdRng) -> Option<String> {
+        let began = self.history.now();
+        let body = json!({"workflow": "work", "input": {"n": key}});
+        loop {
+            let (url, called) = (self.any_url(random), self.history.now());
+            let request = self.http.post(format!("{url}/v1/sessions")).header("idempotency-key", key);
+            let (fate, id) = match request.json(&body).send().await {
+                Ok(answer) => match fate_of(answer.status()) {
+                    None => {
+                        let body: Value = answer.json().await.unwrap_or_default();
+                        (Fate::Ok(Vec::new()), body["id"].as_str().map(str::to_owned))
+                    }
+                    Some(fate) => {
+                        let text = answer.text().await.unwrap_or_default();
+                        (fate(text), None)
+                    }
+                },
+                Err(error) => (fate_of_error(&error), None),
+            };
+            self.history.record(client, key, Action::Start(key.to_owned()), called, fate.clone());
+            if id.is_some() {
+                return id;
+            }
+            if self.history.now() - began > DEADLINE {
+                self.violation(format!(
+                    "client {client} did not succeed within {DEADLINE:?}: {key}: {fate:?}"
+                ));
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(super) async fn has_ended(&self, url: &str, id: &str) -> bool {
+        let session = self.get(url, &format!("/v1/sessions/{id}?consistency=stale")).await;
+        let status = session.map(|session| session["status"].as_str().unwrap_or_default().to_owned());
+        status.is_ok_and(|status| ["completed", "failed", "canceled"].contains(&status.as_str()))
+    }
+
+    pub(super) async fn get(&self, url: &str, path: &str) -> anyhow::Result<Value> {
+        let answer = self.http.get(format!("{url}{path}")).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
+    }
+}
+
+/// What a status says of a write; `None` for done.
+fn fate_of(status: reqwest::StatusCode) -> Option<fn(String) -> Fate> {
+    match status.as_u16() {
+        200..300 => None,
+        // Not proposed at all.
+        400..500 | 507 => Some(Fate::Failed),
+        _ => Some(Fate::Unknown),
+    }
+}
+
+fn fate_of_error(error: &reqwest::Error) -> Fate {
+    if error.is_connect() { Fate::Failed(error.to_string()) } else { Fate::Unknown(error.to_string()) }
+}

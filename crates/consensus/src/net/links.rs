@@ -1,0 +1,251 @@
+//! The connections of a node to its peers.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use ids::{NodeId, ShardId};
+use machine::{Command, Outcome};
+use parking_lot::{Mutex, RwLock};
+use proto::peer::{Problem, peer_service_client::PeerServiceClient, problem::Kind, request, response};
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{CallError, header, lane::Lane};
+use crate::{Member, ProposeError};
+
+pub(crate) type Client = PeerServiceClient<Channel>;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection over which nothing comes back for this long is given up.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a forwarded command is waited for.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of one message: a request holds about 4 MiB of entries, or one larger entry.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
+
+/// Who a node is, as it says in every call.
+#[derive(Debug, Clone)]
+pub(crate) struct Identified {
+    pub(crate) cluster: u128,
+    pub(crate) node: NodeId,
+}
+
+impl Identified {
+    /// A request that says who asks whom.
+    pub(crate) fn request<T>(&self, to: NodeId, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        let mut put = |name, value: String| {
+            if let Ok(value) = value.parse() {
+                request.metadata_mut().insert(name, value);
+            }
+        };
+        put(header::CLUSTER, format!("{:032x}", self.cluster));
+        put(header::FROM, self.node.to_string());
+        put(header::TO, to.to_string());
+        request
+    }
+}
+
+/// A peer, and where it is reached.
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    address: RwLock<String>,
+}
+
+impl Peer {
+    fn endpoint(&self) -> Result<Endpoint, tonic::Status> {
+        endpoint(&self.address.read())
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Client, tonic::Status> {
+        let channel = self.endpoint()?.connect().await;
+        Ok(client(channel.map_err(|error| tonic::Status::unavailable(describe(&error)))?))
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, tonic::Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| tonic::Status::invalid_argument(format!("{address}: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(Some(8 << 20))
+        .initial_connection_window_size(Some(32 << 20)))
+}
+
+fn client(channel: Channel) -> Client {
+    PeerServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// An error with its causes, the last of which says what happened.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The connections to one peer.
+struct Link {
+    peer: Arc<Peer>,
+    control: Arc<Lane>,
+    forward: Arc<Lane>,
+    /// Entries. It connects when used, and again after it broke.
+    append: Mutex<Option<Channel>>,
+}
+
+/// The connections of a node to its peers. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Links {
+    me: Arc<Identified>,
+    runtime: Handle,
+    links: Arc<RwLock<HashMap<NodeId, Arc<Link>>>>,
+}
+
+impl Links {
+    pub(crate) fn new(me: Identified, runtime: Handle) -> Self {
+        Self { me: Arc::new(me), runtime, links: Arc::default() }
+    }
+
+    pub(crate) fn me(&self) -> &Identified {
+        &self.me
+    }
+
+    /// Learns where a node is, or that it has moved.
+    pub(crate) fn learn(&self, node: NodeId, member: &Member) {
+        if let Some(link) = self.links.read().get(&node)
+            && *link.peer.address.read() == member.peer
+        {
+            return;
+        }
+        let peer = Arc::new(Peer { id: node, address: RwLock::new(member.peer.clone()) });
+        let lane =
+            |what| Arc::new(Lane::new(what, Arc::clone(&self.me), Arc::clone(&peer), self.runtime.clone()));
+        let (control, forward) = (lane("control"), lane("forward"));
+        let link = Link { peer: Arc::clone(&peer), control, forward, append: Mutex::default() };
+        self.links.write().insert(node, Arc::new(link));
+    }
+
+    fn link(&self, node: NodeId) -> Result<Arc<Link>, CallError> {
+        let found = self.links.read().get(&node).cloned();
+        found.ok_or_else(|| CallError::NotSent(format!("the address of node {node} is not known")))
+    }
+
+    /// Asks what must not wait behind anything else.
+    pub(crate) async fn control(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        body: request::Body,
+        timeout: Duration,
+    ) -> Result<response::Body, CallError> {
+        let lane = Arc::clone(&self.link(node)?.control);
+        lane.call(shard.0, body, timeout).await
+    }
+
+    /// Asks anything else.
+    pub(crate) async fn forward(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        body: request::Body,
+        timeout: Duration,
+    ) -> Result<response::Body, CallError> {
+        let lane = Arc::clone(&self.link(node)?.forward);
+        lane.call(shard.0, body, timeout).await
+    }
+
+    /// A client for the entries of a shard.
+    pub(crate) fn append_client(&self, node: NodeId) -> Result<Client, tonic::Status> {
+        let link = self.link(node).map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let mut slot = link.append.lock();
+        if slot.is_none() {
+            let _inside = self.runtime.enter();
+            *slot = Some(link.peer.endpoint()?.connect_lazy());
+        }
+        let channel = slot.clone().ok_or_else(|| tonic::Status::internal("no channel"))?;
+        Ok(client(channel))
+    }
+
+    /// A connection of its own for a snapshot.
+    pub(crate) async fn snapshot_client(&self, node: NodeId) -> Result<Client, tonic::Status> {
+        let link = self.link(node).map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        link.peer.connect().await
+    }
+
+    /// Proposes to the node that leads a shard: the outcome, and the index that a replica must have applied to show
+    /// what came of it.
+    pub(crate) async fn propose(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        command: &Command,
+    ) -> Result<(Outcome, u64), ProposeError> {
+        let body = request::Body::Propose(proto::record::encode_command(command));
+        match self.forward(node, shard, body, FORWARD_TIMEOUT).await {
+            Ok(response::Body::Proposed(proposed)) => {
+                let outcome = proto::record::decode_outcome(&proposed.outcome);
+                outcome.map(|outcome| (outcome, proposed.index)).map_err(|_| ProposeError::Unknown)
+            }
+            Ok(response::Body::Problem(problem)) => Err(to_propose_error(problem)),
+            Err(CallError::NotSent(_)) => Err(ProposeError::NotLeader { leader: None }),
+            Ok(_) | Err(CallError::Broken | CallError::Timeout) => Err(ProposeError::Unknown),
+        }
+    }
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Links").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn problem(kind: Kind, message: impl Into<String>) -> response::Body {
+    response::Body::Problem(Problem {
+        kind: kind.into(),
+        leader: None,
+        retry_after_ms: 0,
+        message: message.into(),
+    })
+}
+
+pub(crate) fn propose_problem(error: &ProposeError) -> response::Body {
+    let (kind, leader, retry_after_ms) = match error {
+        ProposeError::NotLeader { leader } => (Kind::NotLeader, leader.map(|leader| leader.0), 0),
+        ProposeError::Overloaded { retry_after_ms } => (Kind::Overloaded, None, *retry_after_ms),
+        ProposeError::WritesStopped { .. } => (Kind::WritesStopped, None, 0),
+        ProposeError::Unknown => (Kind::Unknown, None, 0),
+        ProposeError::Stopped => (Kind::Stopping, None, 0),
+    };
+    let message = match error {
+        ProposeError::WritesStopped { reason } => reason.clone(),
+        _ => String::new(),
+    };
+    response::Body::Problem(Problem { kind: kind.into(), leader, retry_after_ms, message })
+}
+
+fn to_propose_error(problem: Problem) -> ProposeError {
+    match problem.kind() {
+        Kind::NotLeader => ProposeError::NotLeader { leader: problem.leader.map(NodeId) },
+        Kind::Overloaded => ProposeError::Overloaded { retry_after_ms: problem.retry_after_ms },
+        Kind::WritesStopped => ProposeError::WritesStopped { reason: problem.message },
+        // It stops, and with it its lead: another will take it up.
+        Kind::Stopping | Kind::NoSuchShard => ProposeError::NotLeader { leader: None },
+        Kind::Unknown | Kind::Refused => ProposeError::Unknown,
+    }
+}
+
+/// A client for a node of which only an address is known.
+pub(crate) async fn connect(address: &str) -> Result<Client, tonic::Status> {
+    let channel = endpoint(address)?.connect().await;
+    Ok(client(channel.map_err(|error| tonic::Status::unavailable(describe(&error)))?))
+}

@@ -1,0 +1,138 @@
+//! Routes of the cluster: who belongs to it, and who leads.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use consensus::{Change, Leadership, Membership};
+use ids::{NodeId, ShardId};
+use machine::Read as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Body, Tenant, parse};
+use crate::{
+    error::{self, ApiError},
+    wiring::App,
+};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// What this node knows of the cluster and of itself.
+pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json<Value> {
+    let (status, node) = (app.sessions.status(), app.sessions.node());
+    let identity = node.identity();
+    let shards: BTreeMap<String, Value> = status
+        .shards
+        .iter()
+        .map(|(shard, lead)| {
+            let (leader, term) = match lead {
+                Leadership::Here { term } => (Some(identity.node), Some(*term)),
+                Leadership::Elsewhere { leader } => (*leader, None),
+            };
+            let members = node.groups()[shard].members();
+            let ids = |voter: bool| -> Vec<u64> {
+                members.iter().filter(|(_, of)| of.voter == voter).map(|(id, _)| id.0).collect()
+            };
+            let value = json!({"leader": leader.map(|node| node.0), "term": term, "voters": ids(true),
+                "learners": ids(false), "position": node.groups()[shard].view().shard().position.0});
+            (shard.to_string(), value)
+        })
+        .collect();
+    let nodes: Vec<Value> = members(&app)
+        .iter()
+        .map(|(id, of)| {
+            json!({"id": id.0, "name": of.member.name, "peer": of.member.peer, "http": of.member.http,
+                "grpc": of.member.grpc, "this": *id == identity.node})
+        })
+        .collect();
+    let providers: Vec<Value> = app
+        .sessions
+        .providers()
+        .into_iter()
+        .map(|provider| {
+            json!({"name": provider.name, "circuit": provider.breaker.name(), "in_flight": provider.in_flight,
+                "simulated": provider.simulated})
+        })
+        .collect();
+    Json(json!({
+        "cluster": format!("{:032x}", identity.cluster),
+        "node": identity.node.0,
+        "region": identity.region.0,
+        "nodes": nodes,
+        "shards": shards,
+        "providers": providers,
+        "simulated": app.sessions.is_simulated(),
+        "writes_stopped": status.writes_stopped,
+        "draining": status.draining,
+        "work_running": app.sessions.running_count(),
+        "log_syncs": status.log_syncs,
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+/// The nodes of all shards.
+fn members(app: &App) -> BTreeMap<NodeId, Membership> {
+    app.sessions.node().groups().values().flat_map(consensus::Group::members).collect()
+}
+
+/// A node by its id or its name.
+fn find(app: &App, named: &Value) -> Result<NodeId> {
+    let all = members(app);
+    let found = match named {
+        Value::Number(id) => id.as_u64().map(NodeId).filter(|id| all.contains_key(id)),
+        Value::String(name) => {
+            let by_id = name.parse().ok().map(NodeId).filter(|id| all.contains_key(id));
+            by_id.or_else(|| all.iter().find(|(_, of)| of.member.name == *name).map(|(id, _)| *id))
+        }
+        _ => return Err(ApiError::invalid("node: expected a node's id or its name")),
+    };
+    let names = || all.values().map(|of| of.member.name.clone()).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| ApiError::not_found(format!("node {named}; the nodes are {}", names())))
+}
+
+/// A cluster that exists can not be founded again.
+pub(super) async fn init(State(app): State<Arc<App>>, _tenant: Tenant) -> Result<Json<Value>> {
+    let cluster = app.sessions.node().identity().cluster;
+    Err(ApiError::new(error::CONFLICT, format!("this node belongs to cluster {cluster:032x} already")))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    node: Value,
+}
+
+/// Takes a node out of every shard. Done again, it changes nothing.
+pub(super) async fn remove(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+    let request: Remove = parse(body)?;
+    let node = find(&app, &request.node)?;
+    let changed = app.sessions.node().change_members(&Change::Remove { node }).await;
+    changed.map_err(|error| ApiError::new(error::CONFLICT, error.to_string()))?;
+    Ok(Json(json!({"removed": node.0})))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Transfer {
+    shard: u16,
+    to: Option<Value>,
+}
+
+/// Hands over the lead of a shard; to whoever is best where nobody is named.
+pub(super) async fn transfer(
+    State(app): State<Arc<App>>,
+    _tenant: Tenant,
+    body: Body,
+) -> Result<Json<Value>> {
+    let request: Transfer = parse(body)?;
+    let to = request.to.map(|to| find(&app, &to)).transpose()?;
+    let shard = ShardId(request.shard);
+    let group = app.sessions.node().groups().get(&shard);
+    let group = group.ok_or_else(|| ApiError::not_found(format!("shard {shard}")))?;
+    group.hand_over_anywhere(to).await;
+    let now = match *group.leadership().borrow() {
+        Leadership::Here { .. } => Some(group.node()),
+        Leadership::Elsewhere { leader } => leader,
+    };
+    Ok(Json(json!({"shard": shard.0, "leader": now.map(|node| node.0)})))
+}

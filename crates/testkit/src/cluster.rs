@@ -1,0 +1,262 @@
+//! A cluster of real node processes on this machine.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::{NodeProcess, NodeSpec, free_address, wait_until};
+
+/// How long a cluster may take for anything: an election, a join, a restart.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster. All its nodes are killed when this is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: PathBuf,
+    config: String,
+    http: reqwest::Client,
+    nodes: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    spec: NodeSpec,
+    process: Option<NodeProcess>,
+    paused: bool,
+    /// Whether it belongs to the cluster.
+    member: bool,
+}
+
+impl Cluster {
+    /// Starts nodes with one configuration, and waits until all are voters of every shard.
+    ///
+    /// # Errors
+    ///
+    /// They do not start; the end of a log is part of the error.
+    pub async fn start(directory: &Path, count: usize, config: &str) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
+        let mut cluster =
+            Self { directory: directory.to_owned(), config: config.to_owned(), http, nodes: Vec::new() };
+        let first = cluster.new_slot(&[])?;
+        cluster.start_slot(first).await?;
+        for _ in 1..count {
+            cluster.add().await?;
+        }
+        cluster.until_whole().await?;
+        Ok(cluster)
+    }
+
+    fn new_slot(&mut self, join: &[String]) -> anyhow::Result<usize> {
+        let number = self.nodes.len();
+        let spec = NodeSpec {
+            directory: self.directory.join(format!("node-{number}")),
+            http: free_address()?,
+            grpc: free_address()?,
+            peer: free_address()?,
+            name: format!("node-{number}"),
+            join: join.to_vec(),
+            config: self.config.clone(),
+            env: Vec::new(),
+        };
+        self.nodes.push(Slot { spec, process: None, paused: false, member: true });
+        Ok(number)
+    }
+
+    async fn start_slot(&mut self, number: usize) -> anyhow::Result<()> {
+        let spec = self.nodes[number].spec.clone();
+        self.nodes[number].process = Some(NodeProcess::start_spec(&spec).await?);
+        Ok(())
+    }
+
+    /// Starts another node, which joins; its number.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub async fn add(&mut self) -> anyhow::Result<usize> {
+        let join: Vec<String> =
+            self.members().into_iter().map(|number| self.nodes[number].spec.peer.to_string()).collect();
+        let number = self.new_slot(&join)?;
+        self.start_slot(number).await?;
+        Ok(number)
+    }
+
+    /// The nodes that belong to it, running or not.
+    #[must_use]
+    pub fn members(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|number| self.nodes[*number].member).collect()
+    }
+
+    /// The URL of a node.
+    #[must_use]
+    pub fn url(&self, number: usize) -> String {
+        format!("http://{}", self.nodes[number].spec.http)
+    }
+
+    /// The URLs of all its nodes.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        self.members().into_iter().map(|number| self.url(number)).collect()
+    }
+
+    /// Kills a node with SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn kill(&mut self, number: usize) -> anyhow::Result<()> {
+        self.nodes[number].paused = false;
+        self.nodes[number].process.take().context("the node does not run")?.kill()
+    }
+
+    /// Asks a node to stop, and waits; its exit code.
+    ///
+    /// # Errors
+    ///
+    /// It does not stop.
+    pub async fn stop(&mut self, number: usize) -> anyhow::Result<Option<i32>> {
+        self.nodes[number].process.take().context("the node does not run")?.stop(PATIENCE).await
+    }
+
+    /// Starts a node again.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub async fn restart(&mut self, number: usize) -> anyhow::Result<()> {
+        self.start_slot(number).await
+    }
+
+    /// Starts a node again, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn spawn(&mut self, number: usize) -> anyhow::Result<()> {
+        let process = NodeProcess::spawn(&self.nodes[number].spec)?;
+        self.nodes[number].process = Some(process);
+        Ok(())
+    }
+
+    /// Stops a node's clock, as it were: it does nothing until [`Cluster::resume`].
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn pause(&mut self, number: usize) -> anyhow::Result<()> {
+        self.nodes[number].paused = true;
+        self.nodes[number].process.as_ref().context("the node does not run")?.pause()
+    }
+
+    /// Lets a paused node go on.
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn resume(&mut self, number: usize) -> anyhow::Result<()> {
+        self.nodes[number].paused = false;
+        self.nodes[number].process.as_ref().context("the node does not run")?.resume()
+    }
+
+    /// Takes a node out of the cluster, through another one. It goes on running.
+    ///
+    /// # Errors
+    ///
+    /// Refused.
+    pub async fn remove(&mut self, number: usize) -> anyhow::Result<()> {
+        let through = self.running().into_iter().find(|of| *of != number).context("no other node runs")?;
+        let body = serde_json::json!({"node": self.nodes[number].spec.name});
+        let url = format!("{}/v1/cluster/remove", self.url(through));
+        let answer = self.http.post(url).timeout(PATIENCE).json(&body).send().await?;
+        if !answer.status().is_success() {
+            bail!("remove: {}", answer.text().await?);
+        }
+        self.nodes[number].member = false;
+        Ok(())
+    }
+
+    /// Hands over the lead of a shard, through any node.
+    ///
+    /// # Errors
+    ///
+    /// Refused, or no answer.
+    pub async fn transfer(&self, shard: u16) -> anyhow::Result<()> {
+        let through = *self.running().first().context("no node runs")?;
+        let url = format!("{}/v1/cluster/transfer-leader", self.url(through));
+        let answer = self.http.post(url).json(&serde_json::json!({"shard": shard})).send().await?;
+        if !answer.status().is_success() {
+            bail!("transfer: {}", answer.text().await?);
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> Vec<usize> {
+        let runs = |number: &usize| {
+            let slot = &self.nodes[*number];
+            slot.process.is_some() && !slot.paused && slot.member
+        };
+        (0..self.nodes.len()).filter(runs).collect()
+    }
+
+    /// What a node says of the cluster.
+    ///
+    /// # Errors
+    ///
+    /// No answer.
+    pub async fn status(&self, number: usize) -> anyhow::Result<Value> {
+        let answer = self.http.get(format!("{}/v1/cluster", self.url(number))).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
+    }
+
+    /// The node that leads a shard, as any of them says.
+    pub async fn leader(&self, shard: u16) -> Option<usize> {
+        for number in self.running() {
+            let Ok(status) = self.status(number).await else { continue };
+            let leader = status["shards"][shard.to_string()]["leader"].clone();
+            let nodes = status["nodes"].as_array()?;
+            let name = nodes.iter().find(|node| node["id"] == leader).map(|node| &node["name"]);
+            if let Some(name) = name.and_then(Value::as_str) {
+                return self.nodes.iter().position(|slot| slot.spec.name == name);
+            }
+        }
+        None
+    }
+
+    /// Waits until every member runs, is ready, and is a voter of every shard in the eyes of all.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to pass; the ends of the logs are part of the error.
+    pub async fn until_whole(&self) -> anyhow::Result<()> {
+        let members = self.members();
+        let whole = wait_until("the cluster to be whole", PATIENCE, async || {
+            for number in &members {
+                let status = self.status(*number).await.ok()?;
+                for (_, shard) in status["shards"].as_object()? {
+                    let voters = shard["voters"].as_array()?.len();
+                    if shard["leader"].is_null() || voters != members.len() {
+                        return None;
+                    }
+                }
+            }
+            Some(())
+        });
+        whole.await.with_context(|| self.log_tails())
+    }
+
+    /// The ends of all logs.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        let tail = |slot: &Slot| {
+            let log = slot.spec.directory.join("log");
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            format!("--- {}\n{}\n", slot.spec.name, lines[lines.len().saturating_sub(15)..].join("\n"))
+        };
+        self.nodes.iter().map(tail).collect()
+    }
+}
