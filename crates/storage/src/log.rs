@@ -508,7 +508,12 @@ impl ShardLog {
             let upto = first.map_or(range.end, |first| first.clamp(at + 1, range.end));
             let older = self.read_db(&(at..upto), bytes_max - bytes)?;
             if older.is_empty() {
-                break;
+                // Nothing is before the first entry of the log.
+                match first {
+                    Some(first) if first > at => at = first,
+                    _ => break,
+                }
+                continue;
             }
             at += older.len() as u64;
             bytes = bytes.saturating_add(older.iter().map(Bytes::len).sum()).min(bytes_max);
