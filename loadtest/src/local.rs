@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::bail;
 use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
-use engine::Engine;
+use engine::{Engine, Workers, workers::Patience};
 use ids::{NodeId, RegionId, SessionId, ShardId};
 use machine::{Command, Definition, Outcome};
 use providers::{
@@ -92,10 +92,14 @@ impl Local {
         )?);
         let (definition, waiting) = (definition(source), Waiting::default());
         let mut engines = Vec::new();
+        let groups = node.groups().values().cloned();
+        let workers = Workers::start(node.peers(), groups, Arc::clone(&clock), Patience::default());
+        let workers = Arc::new(workers);
         for group in node.groups().values() {
             let mut leadership = group.leadership();
             leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await?;
-            engines.push(Engine::start(group.clone(), Arc::clone(&router), Arc::clone(&clock)));
+            let (router, clock, workers) = (Arc::clone(&router), Arc::clone(&clock), Arc::clone(&workers));
+            engines.push(Engine::start(group.clone(), router, clock, workers));
             let mut news = group.effects().watch();
             let waiting = Arc::clone(&waiting);
             tokio::spawn(async move {

@@ -49,6 +49,10 @@ enum Command {
     Audit(commands::audit::Command),
     /// Writes sessions with all their events to standard output, one JSON object a line.
     Export(commands::audit::ExportArgs),
+    /// Looks at the workers outside the cluster, and at the queues that they serve.
+    #[command(subcommand)]
+    Workers(commands::workers::Command),
+    RunWorker(commands::workers::RunWorkerArgs),
     /// Looks at the cluster.
     #[command(subcommand)]
     Cluster(commands::cluster::Command),
@@ -112,6 +116,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workflows(command) => commands::workflows::run(command).await,
         Command::Audit(command) => commands::audit::run(command).await,
         Command::Export(args) => commands::audit::export(args).await,
+        Command::Workers(command) => commands::workers::run(command).await,
+        Command::RunWorker(args) => commands::workers::run_worker(args).await,
         Command::Cluster(command) => commands::cluster::run(command).await,
         Command::Config(command) => commands::config::run(command),
         Command::Doctor(args) => commands::cluster::doctor(args).await,

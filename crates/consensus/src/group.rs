@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use ids::{NodeId, ShardId};
 use machine::{Command, Outcome};
 use openraft::raft::ReadPolicy;
@@ -13,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Effects,
     batcher::{HandOver, Proposal},
-    net::{CallError, Links},
+    net::Links,
     raft::{Raft, StateMachine},
 };
 
@@ -177,19 +176,6 @@ impl Group {
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().log_id().index()),
             Err(_) => Err(ReadError { leader: self.raft.current_leader().await.map(NodeId) }),
-        }
-    }
-
-    /// Asks the node that leads the shard a question of the layer above; `None` where this node leads, or nobody.
-    pub async fn ask_leader(&self, question: Bytes) -> Option<Bytes> {
-        let Leadership::Elsewhere { leader: Some(leader) } = *self.leadership.borrow() else { return None };
-        match self.links.forward(leader, self.shard, request::Body::Ask(question), ASK_TIMEOUT).await {
-            Ok(response::Body::Answer(answer)) => Some(answer),
-            Ok(_) => None,
-            Err(error @ (CallError::NotSent(_) | CallError::Broken | CallError::Timeout)) => {
-                tracing::debug!(shard = %self.shard, %leader, %error, "the leader was not reached");
-                None
-            }
         }
     }
 

@@ -18,6 +18,7 @@ mod leadership;
 mod members;
 mod net;
 mod node;
+mod peers;
 mod raft;
 
 pub use clock::{Clock, SystemClock};
@@ -25,6 +26,7 @@ pub use effects::{Effects, Watch};
 pub use group::{Group, Leadership, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use node::{Error, Node, NodeOptions, Status};
+pub use peers::{AskError, Peers};
 
 /// What the storage conformance suite needs. Not for use.
 #[doc(hidden)]

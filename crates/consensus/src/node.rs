@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    Clock, Effects, Group, Leadership, Member,
+    Clock, Effects, Group, Leadership, Member, Peers,
     batcher::Batcher,
     clock::Anchor,
     disk::{self, Watcher},
@@ -90,6 +90,7 @@ pub struct Node {
     log: Arc<LogDb>,
     directory: Arc<Directory>,
     service: Arc<Service>,
+    links: Links,
     stopped: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Raft has threads of its own, so that no handler delays a heartbeat. Taken out when the node stops.
@@ -139,6 +140,7 @@ impl Node {
             log,
             directory: Arc::new(directory),
             service,
+            links: links.clone(),
             stopped,
             tasks: Vec::new(),
             runtime: Some(runtime),
@@ -286,11 +288,14 @@ impl Node {
         }
     }
 
-    /// Who answers the questions of the layer above, asked by [`Group::ask_leader`] on another node.
-    pub fn answer_with(
-        &self,
-        handler: impl Fn(ShardId, Bytes) -> BoxFuture<'static, Bytes> + Send + Sync + 'static,
-    ) {
+    /// The nodes of the region, to be asked.
+    #[must_use]
+    pub fn peers(&self) -> Peers {
+        Peers { service: Arc::clone(&self.service), links: self.links.clone() }
+    }
+
+    /// Who answers the questions of the layer above, asked by [`Peers::ask`].
+    pub fn answer_with(&self, handler: impl Fn(Bytes) -> BoxFuture<'static, Bytes> + Send + Sync + 'static) {
         *self.service.asked.write() = Some(Arc::new(handler));
     }
 

@@ -1,24 +1,36 @@
 //! The engine of a shard: from effects to tasks.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use consensus::{Clock, Group, Leadership};
 use ids::{Dispatch, SessionId, StepId, Timestamp};
-use machine::{Command, Effect, Work, limits, pending_effects};
+use machine::{Effect, Work, pending_effects};
 use parking_lot::Mutex;
 use providers::Router;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{AbortHandle, JoinHandle},
 };
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{timers::Timers, work};
+use crate::{
+    Workers,
+    timers::Timers,
+    work,
+    workers::{How, Start},
+};
 
 /// Pieces of work of one shard at once. More wait; providers have their own, tighter bounds.
 const CONCURRENCY: usize = 512;
 
 /// Work under way: what the tables do not know, because starting costs no commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
     /// The step.
     pub step: StepId,
@@ -26,11 +38,17 @@ pub struct Running {
     pub dispatch: Dispatch,
     /// When the leader started it; `None` while it waits for its turn.
     pub started_at: Option<Timestamp>,
+    /// What it waits for or who has it, for people; empty for a task of the node itself.
+    pub detail: String,
 }
 
 #[derive(Debug)]
 struct Task {
-    running: Running,
+    /// Tells it from another task for the same step.
+    serial: u64,
+    dispatch: Dispatch,
+    started_at: Option<Timestamp>,
+    external: bool,
     abort: AbortHandle,
 }
 
@@ -40,6 +58,7 @@ type Tasks = Arc<Mutex<HashMap<(SessionId, StepId), Task>>>;
 #[derive(Debug)]
 pub struct Engine {
     tasks: Tasks,
+    workers: Arc<Workers>,
     runner: JoinHandle<()>,
     draining: watch::Sender<bool>,
 }
@@ -47,7 +66,7 @@ pub struct Engine {
 impl Engine {
     /// Starts to watch a shard.
     #[must_use]
-    pub fn start(group: Group, router: Arc<Router>, clock: Arc<dyn Clock>) -> Self {
+    pub fn start(group: Group, router: Arc<Router>, clock: Arc<dyn Clock>, workers: Arc<Workers>) -> Self {
         let tasks = Tasks::default();
         let (draining, drain) = watch::channel(false);
         let runner = Runner {
@@ -55,24 +74,34 @@ impl Engine {
             router,
             clock,
             tasks: Arc::clone(&tasks),
+            workers: Arc::clone(&workers),
+            serial: AtomicU64::new(0),
             permits: Arc::new(Semaphore::new(CONCURRENCY)),
             drain,
         };
         let runner = tokio::spawn(runner.run());
-        Self { tasks, runner, draining }
+        Self { tasks, workers, runner, draining }
     }
 
     /// The work of a session that is under way on this node.
     #[must_use]
     pub fn running(&self, session: SessionId) -> Vec<Running> {
+        let mut running = self.workers.running(session);
         let tasks = self.tasks.lock();
-        tasks.iter().filter(|((of, _), _)| *of == session).map(|(_, task)| task.running).collect()
+        let own = tasks.iter().filter(|((of, _), task)| *of == session && !task.external);
+        running.extend(own.map(|((_, step), task)| Running {
+            step: *step,
+            dispatch: task.dispatch,
+            started_at: task.started_at,
+            detail: String::new(),
+        }));
+        running
     }
 
-    /// How much work is under way.
+    /// How much work this node itself has under way: what workers have outlives it.
     #[must_use]
     pub fn running_count(&self) -> usize {
-        self.tasks.lock().len()
+        self.tasks.lock().values().filter(|task| !task.external).count()
     }
 
     /// Starts no more work. What is under way goes on; what is not done when the node stops is sent out again later.
@@ -99,6 +128,8 @@ struct Runner {
     router: Arc<Router>,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
+    workers: Arc<Workers>,
+    serial: AtomicU64,
     permits: Arc<Semaphore>,
     drain: watch::Receiver<bool>,
 }
@@ -110,20 +141,22 @@ impl Runner {
             let led =
                 leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
             let Ok(Leadership::Here { term }) = led else { return };
-            let mut first = true;
+            let (engine, starts) = mpsc::unbounded_channel();
+            let mut term_work = Term { starts, adoption: None };
+            self.workers.matching.lead(self.group.shard(), engine);
             // Round again when effects were lost: what is under way goes on, the rest is in the tables.
             while matches!(*leadership.borrow(), Leadership::Here { term: now } if now == term) {
-                let round = self.lead(first);
                 let lost = async {
                     let changed =
                         |lead: &Leadership| !matches!(lead, Leadership::Here { term: now } if *now == term);
                     leadership.wait_for(changed).await.is_ok()
                 };
                 tokio::select! {
-                    () = round => first = false,
+                    () = self.lead(&mut term_work) => {}
                     _ = lost => break,
                 }
             }
+            self.workers.matching.resign(self.group.shard());
             stop_all(&self.tasks);
             if leadership.has_changed().is_err() {
                 return;
@@ -132,7 +165,7 @@ impl Runner {
     }
 
     /// Does the work of the shard until effects are lost.
-    async fn lead(&self, new_term: bool) {
+    async fn lead(&self, term: &mut Term) {
         let (pending, mut effects) = self.group.effects().take(|| self.pending());
         let Ok(pending) = pending else {
             tracing::error!(shard = %self.group.shard(), "the shard's work can not be read; trying again");
@@ -140,15 +173,25 @@ impl Runner {
             return;
         };
         let mut timers = Timers::new(self.group.clone(), Arc::clone(&self.clock));
-        if new_term {
-            if !self.redispatch(&pending).await {
-                return;
-            }
-        } else {
+        if term.adoption.is_some() {
             let under_way = |work: &Work| self.tasks.lock().contains_key(&(work.session, work.step));
             for work in pending.into_iter().filter(|work| !under_way(work)) {
-                self.start_work(work);
+                if !self.workers.matching.knows(&work) {
+                    self.start_work(work, None);
+                }
             }
+        } else {
+            let (external, own): (Vec<Work>, Vec<Work>) = pending.into_iter().partition(|work| work.external);
+            self.workers.matching.expect(&self.group, &external);
+            if !work::redispatch(&self.group, &own).await {
+                return;
+            }
+            let (workers, group) = (Arc::clone(&self.workers), self.group.clone());
+            let adoption = tokio::spawn(async move {
+                let left = workers.matching.adopt(group.shard()).await;
+                while !work::redispatch(&group, &left).await {}
+            });
+            term.adoption = Some(AbortOnDropHandle::new(adoption));
         }
         let overflowed = self.group.effects().clone();
         loop {
@@ -157,6 +200,7 @@ impl Runner {
                     Some(effect) => self.act(effect, &mut timers, &mut effects),
                     None => return,
                 },
+                Some(start) = term.starts.recv() => self.start_work(start.work, Some(start.how)),
                 () = timers.due() => timers.fire().await,
                 () = overflowed.overflowed() => return,
             }
@@ -177,25 +221,13 @@ impl Runner {
         }
     }
 
-    /// Raises the fence of work that may be lost with an earlier leader. The raised work comes back as effects.
-    async fn redispatch(&self, pending: &[Work]) -> bool {
-        for page in pending.chunks(limits::REDISPATCH_PER_COMMAND) {
-            let steps = page.iter().map(|work| (work.session, work.step)).collect();
-            if let Err(error) = self.group.propose_here(Command::Redispatch(steps)).await {
-                tracing::warn!(shard = %self.group.shard(), %error, "work could not be sent out again; trying again");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                return false;
-            }
-        }
-        true
-    }
-
     fn act(&self, effect: Effect, timers: &mut Timers, effects: &mut mpsc::Receiver<Effect>) {
         let mut next = Some(effect);
         while let Some(effect) = next {
             match effect {
-                Effect::Dispatch(work) => self.start_work(work),
+                Effect::Dispatch(work) => self.start_work(work, None),
                 Effect::Recall { session, step } => {
+                    self.workers.matching.recall(session, step);
                     if let Some(task) = self.tasks.lock().remove(&(session, step)) {
                         task.abort.abort();
                     }
@@ -207,37 +239,45 @@ impl Runner {
         }
     }
 
-    fn start_work(&self, work: Work) {
+    fn start_work(&self, work: Work, how: Option<How>) {
         if *self.drain.borrow() {
             return;
         }
-        let key = (work.session, work.step);
+        let (key, serial) = ((work.session, work.step), self.serial.fetch_add(1, Ordering::Relaxed));
         let job = work::Job {
             group: self.group.clone(),
             router: Arc::clone(&self.router),
             clock: Arc::clone(&self.clock),
+            workers: Arc::clone(&self.workers),
             work,
         };
         let (permits, tasks) = (Arc::clone(&self.permits), Arc::clone(&self.tasks));
         let mut slot = self.tasks.lock();
         let task = tokio::spawn(async move {
-            let Ok(_permit) = permits.acquire_owned().await else { return };
+            let Ok(permit) = permits.acquire_owned().await else { return };
             let started_at = job.clock.wall();
-            if let Some(task) =
-                tasks.lock().get_mut(&key).filter(|task| task.running.dispatch == work.dispatch)
-            {
-                task.running.started_at = Some(started_at);
+            if let Some(task) = tasks.lock().get_mut(&key).filter(|task| task.serial == serial) {
+                task.started_at = Some(started_at);
             }
-            job.run(started_at).await;
+            job.run(started_at, how, permit).await;
             let mut tasks = tasks.lock();
-            if tasks.get(&key).is_some_and(|task| task.running.dispatch == work.dispatch) {
+            if tasks.get(&key).is_some_and(|task| task.serial == serial) {
                 tasks.remove(&key);
             }
         });
-        let running = Running { step: work.step, dispatch: work.dispatch, started_at: None };
-        if let Some(before) = slot.insert(key, Task { running, abort: task.abort_handle() }) {
+        let (dispatch, external, abort) = (work.dispatch, work.external, task.abort_handle());
+        let task = Task { serial, dispatch, started_at: None, external, abort };
+        if let Some(before) = slot.insert(key, task) {
             // The same step under an older fence: its outcome would be refused.
             before.abort.abort();
         }
     }
+}
+
+/// What lasts as long as this node leads in one term.
+struct Term {
+    starts: mpsc::UnboundedReceiver<Start>,
+    /// Finds out what workers have had in hand since before. Its being there tells that the fence of all other work
+    /// of earlier leaders is raised.
+    adoption: Option<AbortOnDropHandle<()>>,
 }

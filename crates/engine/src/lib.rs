@@ -9,8 +9,11 @@
 //! - **Absent:** HTTP handlers, regions.
 
 mod engine;
+mod external;
 mod timers;
 pub mod values;
 mod work;
+pub mod workers;
 
 pub use engine::{Engine, Running};
+pub use workers::Workers;

@@ -11,17 +11,24 @@ use machine::{
 };
 use providers::{Request, Router};
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use workflow::{Agent, Format, Spec, Task, evaluate};
 
-use crate::values::Values;
+use crate::{
+    Workers,
+    values::Values,
+    workers::{Assignment, How, QueueKey, TaskId},
+};
 
 /// How long to wait before an outcome is proposed again.
 const REPROPOSE_PAUSE: Duration = Duration::from_millis(50);
+const REDISPATCH_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Job {
     pub(crate) group: Group,
     pub(crate) router: Arc<Router>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) workers: Arc<Workers>,
     pub(crate) work: Work,
 }
 
@@ -31,12 +38,22 @@ enum Plan {
     Resolved(Resolution),
     /// A model has to be asked.
     Ask { agent: Box<Agent>, request: Request, timeout_ms: u64 },
+    /// A worker has to do it.
+    Hand(Assignment),
     /// The work is no longer wanted.
     Gone,
 }
 
 impl Job {
-    pub(crate) async fn run(self, started_at: Timestamp) {
+    pub(crate) async fn run(self, started_at: Timestamp, how: Option<How>, permit: OwnedSemaphorePermit) {
+        let slot = match how {
+            Some(How::Adopted(lease)) => {
+                drop(permit);
+                return self.attend(lease, started_at, self.timeout_ms()).await;
+            }
+            Some(How::Slot(slot)) => Some(slot),
+            None => None,
+        };
         let plan = match self.plan() {
             Ok(plan) => plan,
             Err(failure) => Plan::Resolved(self.failed(failure)),
@@ -45,11 +62,16 @@ impl Job {
             Plan::Gone => return,
             Plan::Resolved(resolution) => (resolution, None),
             Plan::Ask { agent, request, timeout_ms } => self.ask(&agent, request, timeout_ms).await,
+            Plan::Hand(assignment) => {
+                // What waits for a worker, or for what the worker does, keeps no other work from its turn.
+                drop(permit);
+                return self.hand(slot, assignment).await;
+            }
         };
         self.propose(started_at, resolution, report).await;
     }
 
-    fn failed(&self, failure: Failure) -> Resolution {
+    pub(crate) fn failed(&self, failure: Failure) -> Resolution {
         Resolution::Failed { failure, random: rand::random_range(0..=1000) }
     }
 
@@ -97,6 +119,18 @@ impl Job {
             Task::Value(text) => {
                 let value = evaluate::value(text, &variables(scope, &[text])?).map_err(evaluated)?;
                 Plan::Resolved(completed(&value)?)
+            }
+            Task::External(text) => {
+                let input = evaluate::value(text, &variables(scope, &[text])?).map_err(evaluated)?;
+                let input = Bytes::from(input.to_string());
+                check_len("the input", input.len(), limits::VALUE_BYTES_MAX)?;
+                let NodeKind::Task { queue } = &node.kind else { return Ok(Plan::Gone) };
+                let queue = Arc::new(QueueKey { tenant: session.tenant, queue: queue.clone() });
+                let Work { session, step, attempt, dispatch, .. } = self.work;
+                let id = TaskId { session, step, dispatch };
+                let timeout_ms = node.timeout_ms;
+                let path = values.path(step);
+                Plan::Hand(Assignment { id, queue, path, attempt: attempt.0, input, timeout_ms })
             }
             Task::Branch(conditions) => {
                 let texts: Vec<&str> = conditions.iter().map(String::as_str).collect();
@@ -178,8 +212,14 @@ impl Job {
         self.group.propose_here(Command::ResolveStep(resolve)).await.map(|(outcome, _)| outcome)
     }
 
-    /// Proposes until the outcome is known, or somebody else's counts. Losing the lead ends the task.
-    async fn propose(&self, started_at: Timestamp, resolution: Resolution, report: Option<Report>) {
+    /// Proposes until the outcome is known, or somebody else's counts: whether this one does, `None` if the node stops.
+    /// Losing the lead ends the task.
+    pub(crate) async fn propose(
+        &self,
+        started_at: Timestamp,
+        resolution: Resolution,
+        report: Option<Report>,
+    ) -> Option<bool> {
         let resolve = ResolveStep {
             session: self.work.session,
             step: self.work.step,
@@ -194,15 +234,14 @@ impl Job {
                     let message = format!("{what} is larger than {limit}");
                     let failure = Failure::new(FailureClass::Permanent, "output_too_large", message);
                     let failed = ResolveStep { resolution: self.failed(failure), ..resolve.clone() };
-                    let _ = self.propose_here(failed).await;
-                    return;
+                    return self.propose_here(failed).await.ok().map(|_| true);
                 }
                 Ok(Outcome::Refused(refusal)) => {
                     tracing::debug!(session = %self.work.session, step = %self.work.step, ?refusal, "outcome refused");
-                    return;
+                    return Some(false);
                 }
-                Ok(_) => return,
-                Err(ProposeError::Stopped) => return,
+                Ok(_) => return Some(true),
+                Err(ProposeError::Stopped) => return None,
                 Err(error) => {
                     tracing::debug!(session = %self.work.session, %error, "proposing the outcome again");
                     tokio::time::sleep(REPROPOSE_PAUSE).await;
@@ -210,6 +249,19 @@ impl Job {
             }
         }
     }
+}
+
+/// Raises the fence of work that may be lost with an earlier leader or a worker. The raised work comes back as effects.
+pub(crate) async fn redispatch(group: &Group, lost: &[Work]) -> bool {
+    for page in lost.chunks(limits::REDISPATCH_PER_COMMAND) {
+        let steps = page.iter().map(|work| (work.session, work.step)).collect();
+        if let Err(error) = group.propose_here(Command::Redispatch(steps)).await {
+            tracing::warn!(shard = %group.shard(), %error, "work could not be sent out again; trying again");
+            tokio::time::sleep(REDISPATCH_PAUSE).await;
+            return false;
+        }
+    }
+    true
 }
 
 fn choose(conditions: &[String], node: &Node, variables: &Value) -> Result<Option<u16>, evaluate::Error> {

@@ -65,6 +65,11 @@ pub struct Node {
 pub enum NodeKind {
     /// Work whose outcome is a value: a model's answer, an evaluated expression.
     Work,
+    /// Work of a worker outside the cluster, whose outcome is a value.
+    Task {
+        /// The queue that its workers serve.
+        queue: String,
+    },
     /// Runs the block of the first case whose condition holds.
     Branch {
         /// The cases in the order of the source.
@@ -231,7 +236,7 @@ impl Definition {
     pub fn blocks_of(&self, node: u16) -> Vec<u16> {
         let Some(node) = self.nodes.get(usize::from(node)) else { return Vec::new() };
         let mut blocks = match &node.kind {
-            NodeKind::Work | NodeKind::Wait(_) => Vec::new(),
+            NodeKind::Work | NodeKind::Task { .. } | NodeKind::Wait(_) => Vec::new(),
             NodeKind::Branch { cases, otherwise } => {
                 cases.iter().map(|case| case.block).chain(*otherwise).collect()
             }

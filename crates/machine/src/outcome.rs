@@ -122,4 +122,6 @@ pub struct Work {
     pub attempt: Attempt,
     /// The fence.
     pub dispatch: Dispatch,
+    /// Whether it is a worker's outside the cluster.
+    pub external: bool,
 }

@@ -301,6 +301,8 @@ pub struct PendingRow {
     pub dispatch: Dispatch,
     /// Whether work is out, and a new leader has to send it out again.
     pub work: bool,
+    /// Whether the work is a worker's outside the cluster, who may have it in hand while leaders change.
+    pub external: bool,
 }
 
 /// A used idempotency key. It lives as long as its session.

@@ -9,42 +9,37 @@
 pub mod envelope;
 pub mod record;
 
-/// The generated gRPC API, and the descriptors for reflection.
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unreachable_pub,
-    unused_qualifications,
-    reason = "generated code"
-)]
-pub mod api {
-    tonic::include_proto!("orchestra.v1");
+/// A module of generated code.
+macro_rules! generated {
+    ($(#[$doc:meta])* $visibility:vis mod $name:ident = $package:literal $($more:item)*) => {
+        $(#[$doc])*
+        #[allow(
+            missing_docs,
+            clippy::all,
+            clippy::pedantic,
+            unreachable_pub,
+            unused_qualifications,
+            reason = "generated code"
+        )]
+        $visibility mod $name {
+            tonic::include_proto!($package);
+            $($more)*
+        }
+    };
+}
 
+generated! {
+    /// The generated gRPC API, and the descriptors for reflection.
+    pub mod api = "orchestra.v1"
     /// All descriptors, encoded, for the reflection service.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unreachable_pub,
-    unused_qualifications,
-    reason = "generated code"
-)]
-pub mod peer {
-    tonic::include_proto!("orchestra.peer.v1");
+generated! {
+    /// What the nodes of a region say to one another.
+    pub mod peer = "orchestra.peer.v1"
 }
 
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unreachable_pub,
-    unused_qualifications,
-    reason = "generated code"
-)]
-pub(crate) mod storage {
-    tonic::include_proto!("orchestra.storage.v1");
+generated! {
+    pub(crate) mod storage = "orchestra.storage.v1"
 }

@@ -59,6 +59,10 @@ pub struct Node {
     pub block_cache_mib: usize,
     /// Seconds that work under way is given to end when the node stops.
     pub drain_seconds: u64,
+    /// Milliseconds after which a worker, or a node with workers, that is not heard has lost its tasks.
+    pub worker_lease_ms: u64,
+    /// Milliseconds in which a worker whose connection broke may come back with its tasks.
+    pub worker_reconnect_ms: u64,
 }
 
 impl Default for Node {
@@ -77,6 +81,8 @@ impl Default for Node {
             disk_free_min_mib: 64,
             block_cache_mib: 64,
             drain_seconds: 300,
+            worker_lease_ms: 10_000,
+            worker_reconnect_ms: 3_000,
         }
     }
 }
@@ -352,6 +358,13 @@ impl Config {
             {
                 return invalid(format!("node.join: expected host:port, found {seed:?}"));
             }
+        }
+        let (lease, reconnect) = (self.node.worker_lease_ms, self.node.worker_reconnect_ms);
+        if !(1_000..=600_000).contains(&lease) || !(100..=lease).contains(&reconnect) {
+            return invalid(format!(
+                "node.worker_lease_ms must be 1000 to 600000 and node.worker_reconnect_ms 100 to the lease; found \
+                 {lease} and {reconnect}"
+            ));
         }
         if self.node.shards > 4096 {
             return invalid("node.shards must be at most 4096".into());

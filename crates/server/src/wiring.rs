@@ -8,8 +8,9 @@ use std::{
 };
 
 use axum::serve::ListenerExt as _;
+use bytes::Bytes;
 use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
-use engine::Engine;
+use engine::{Engine, Workers, workers::Patience};
 use ids::{RegionId, ShardId};
 use providers::{
     HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret,
@@ -89,21 +90,33 @@ impl Server {
         let identity = identify(&config, &http_listener).await?;
         let options = node_options(&config, identity, [http, grpc, peer]);
         let node = Node::start(options, peer_listener, Arc::clone(&clock)).await?;
+        let patience = Patience {
+            lease: Duration::from_millis(config.node.worker_lease_ms),
+            reconnect: Duration::from_millis(config.node.worker_reconnect_ms),
+        };
+        let groups = node.groups().values().cloned();
+        let workers = Arc::new(Workers::start(node.peers(), groups, Arc::clone(&clock), patience));
         let engines = node.groups().iter().map(|(shard, group)| {
-            (*shard, Engine::start(group.clone(), Arc::clone(&router), Arc::clone(&clock)))
+            let (router, clock, workers) = (Arc::clone(&router), Arc::clone(&clock), Arc::clone(&workers));
+            (*shard, Engine::start(group.clone(), router, clock, workers))
         });
         let engines: BTreeMap<ShardId, Engine> = engines.collect();
         let (stop, stopping) = watch::channel(false);
         let app = Arc::new(App {
-            sessions: Sessions::new(node, engines, router),
+            sessions: Sessions::new(node, engines, workers, router),
             metrics: Metrics::new(),
             tokens,
             stopping: stopping.clone(),
         });
         let weak = Arc::downgrade(&app);
-        app.sessions.node().answer_with(move |_shard, question| {
+        app.sessions.node().answer_with(move |question| {
             let app = weak.upgrade();
-            Box::pin(async move { app.map(|app| app.sessions.answer_running(&question)).unwrap_or_default() })
+            Box::pin(async move {
+                match app {
+                    Some(app) => app.sessions.answer(question).await,
+                    None => Bytes::new(),
+                }
+            })
         });
         let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
         let mut tasks = vec![serve_http(http_listener, Arc::clone(&app), stopping.clone())];

@@ -97,6 +97,12 @@ impl Cluster {
         format!("http://{}", self.nodes[number].spec.http)
     }
 
+    /// Where a node serves gRPC.
+    #[must_use]
+    pub fn grpc_url(&self, number: usize) -> String {
+        format!("http://{}", self.nodes[number].spec.grpc)
+    }
+
     /// The URLs of all its nodes.
     #[must_use]
     pub fn urls(&self) -> Vec<String> {

@@ -283,9 +283,12 @@ impl Compiler<'_> {
         };
         let default_timeout = if matches!(task, Task::Agent(_)) { AGENT_TIMEOUT_MS } else { 0 };
         let timeout_ms = self.duration_or(step.timeout.as_ref(), default_timeout)?;
-        if step.timeout.is_some() && !matches!(task, Task::Agent(_)) {
+        if step.timeout.is_some() && !matches!(task, Task::Agent(_) | Task::External(_)) {
             let at = step.timeout.as_ref().map_or(step.id.referenced, |timeout| timeout.referenced);
-            return self.error(&at, "timeout is for agent steps; a wait has its own `timeout` inside `wait`");
+            return self.error(
+                &at,
+                "timeout is for agent and task steps; a wait has its own `timeout` inside `wait`",
+            );
         }
         let spec = Spec { when: step.when.as_ref().map(|when| when.value.clone()), task };
         let node = &mut self.nodes[usize::from(number)];
@@ -308,6 +311,7 @@ impl Compiler<'_> {
         let at = &step.id.referenced;
         let given = [
             ("agent", step.agent.is_some()),
+            ("task", step.task.is_some()),
             ("value", step.value.is_some()),
             ("branch", step.branch.is_some()),
             ("fork", step.fork.is_some()),
@@ -325,6 +329,14 @@ impl Compiler<'_> {
         if let Some(agent) = &step.agent {
             let task = self.agent(agent, visible)?;
             return Ok((NodeKind::Work, task));
+        }
+        if let Some(task) = &step.task {
+            self.name(&task.queue, "a queue's name")?;
+            if let Some(input) = &task.input {
+                self.expression(input, visible)?;
+            }
+            let input = task.input.as_ref().map_or_else(|| "null".to_owned(), |input| input.value.clone());
+            return Ok((NodeKind::Task { queue: task.queue.value.clone() }, Task::External(input)));
         }
         if let Some(value) = &step.value {
             self.expression(value, visible)?;

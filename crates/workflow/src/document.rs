@@ -70,6 +70,7 @@ pub(crate) struct Step {
     pub(crate) timeout: Option<Text>,
     pub(crate) recover: Option<Recover>,
     pub(crate) agent: Option<Agent>,
+    pub(crate) task: Option<Task>,
     pub(crate) value: Option<Text>,
     pub(crate) branch: Option<Branch>,
     pub(crate) fork: Option<BTreeMap<String, Vec<Step>>>,
@@ -99,6 +100,13 @@ pub(crate) struct Agent {
     #[serde(default)]
     pub(crate) max_tokens: u32,
     pub(crate) temperature: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Task {
+    pub(crate) queue: Text,
+    pub(crate) input: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -18,6 +18,8 @@ pub struct Spec {
 pub enum Task {
     /// Asks a model.
     Agent(Box<Agent>),
+    /// Has a worker outside the cluster do it, on this input: an expression.
+    External(String),
     /// Evaluates an expression.
     Value(String),
     /// The conditions of a branch's cases, in order.

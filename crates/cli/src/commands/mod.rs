@@ -6,4 +6,5 @@ pub(crate) mod config;
 pub(crate) mod node;
 pub(crate) mod sessions;
 pub(crate) mod start;
+pub(crate) mod workers;
 pub(crate) mod workflows;

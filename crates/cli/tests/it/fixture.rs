@@ -44,16 +44,22 @@ impl Fixture {
 
     /// A node with variables in its environment.
     pub(crate) async fn with_env(extra: &str, env: &[(String, String)]) -> Self {
-        Self::with_roles("", extra, env).await
+        Self::with_table("node", "", extra, env).await
     }
 
-    /// As [`Fixture::with_env`], with more lines in the table of roles.
-    pub(crate) async fn with_roles(roles: &str, extra: &str, env: &[(String, String)]) -> Self {
+    /// A node with more lines in the table of the node.
+    pub(crate) async fn with_node(lines: &str) -> Self {
+        Self::with_table("node", lines, "", &[]).await
+    }
+
+    /// As [`Fixture::with_env`], with more lines in a table.
+    pub(crate) async fn with_table(table: &str, lines: &str, extra: &str, env: &[(String, String)]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let vendor =
             simulated::serve(free_address().unwrap(), simulated::Options::default(), vec![]).await.unwrap();
         let config = chaos::crash::node_config(&[vendor.base_url()], 30_000);
-        let config = format!("{}{extra}", config.replace("[roles]\n", &format!("[roles]\n{roles}")));
+        let config =
+            format!("{}{extra}", config.replace(&format!("[{table}]\n"), &format!("[{table}]\n{lines}")));
         let (http, grpc) = (free_address().unwrap(), free_address().unwrap());
         let node = NodeProcess::start_with_env(temp.path(), http, grpc, &config, env).await.unwrap();
         Self { temp, vendor, node, grpc, http: reqwest::Client::new(), token: None }

@@ -96,7 +96,7 @@ async fn grpc_tells_its_health_and_its_services() {
         ..Default::default()
     };
     let mut answers = ServerReflectionClient::new(channel)
-        .server_reflection_info(tonic::codegen::tokio_stream::once(ask))
+        .server_reflection_info(tokio_stream::once(ask))
         .await
         .unwrap()
         .into_inner();

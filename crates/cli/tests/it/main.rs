@@ -10,3 +10,4 @@ mod fixture;
 mod fixtures;
 mod grpc;
 mod secrets;
+mod workers;

@@ -67,7 +67,7 @@ async fn canary_secrets_stay_secret() {
         ("CANARY_TOKEN".to_owned(), CANARIES[3].to_owned()),
         ("ORCHESTRA_LOG".to_owned(), "debug".to_owned()),
     ];
-    let mut node = Fixture::with_roles("echo = [\"byenv/m\", \"byfile/m\"]\n", &extra, &env).await;
+    let mut node = Fixture::with_table("roles", "echo = [\"byenv/m\", \"byfile/m\"]\n", &extra, &env).await;
     node.set_token(Some(CANARIES[3]));
     let workflow = json!({"name": "w", "retry": {"max_attempts": 1}, "steps": [
         {"id": "a", "agent": {"role": "echo", "prompt": "p"}}]});

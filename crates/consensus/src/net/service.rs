@@ -35,8 +35,8 @@ const MESSAGE_LEN: usize = 512;
 /// How long a node that wants to become a member is waited for.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Answers questions of the layer above that need the leader of a shard.
-pub(crate) type AskHandler = Arc<dyn Fn(ShardId, Bytes) -> BoxFuture<'static, Bytes> + Send + Sync>;
+/// Answers questions of the layer above.
+pub(crate) type AskHandler = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Bytes> + Send + Sync>;
 
 /// What a node knows when it answers.
 pub(crate) struct Service {
@@ -89,6 +89,13 @@ impl Service {
         let id = request.id;
         let body = match (self.group(request.shard), request.body) {
             (_, Some(request::Body::IsDraining(_))) => response::Body::IsDraining(self.must_not_lead()),
+            (_, Some(request::Body::Ask(question))) => {
+                let handler = self.asked.read().clone();
+                match handler {
+                    Some(handler) => response::Body::Answer(handler(question).await),
+                    None => problem(Kind::Stopping, "the node is starting"),
+                }
+            }
             (None, _) => problem(Kind::NoSuchShard, format!("shard {} does not run here", request.shard)),
             (_, None) => problem(Kind::Refused, "a question that this version does not know"),
             (Some(group), Some(body)) => {
@@ -152,14 +159,9 @@ impl Service {
                 group.hand_over((to != 0).then_some(NodeId(to))).await;
                 response::Body::HandedOver(peer::Empty {})
             }
-            request::Body::Ask(question) => {
-                let handler = self.asked.read().clone();
-                match handler {
-                    Some(handler) => response::Body::Answer(handler(group.shard(), question).await),
-                    None => problem(Kind::Stopping, "the node is starting"),
-                }
+            request::Body::IsDraining(_) | request::Body::Ask(_) => {
+                problem(Kind::Refused, "not a question about a shard")
             }
-            request::Body::IsDraining(_) => response::Body::IsDraining(self.must_not_lead()),
         })
     }
 

@@ -54,7 +54,8 @@ impl<T: Tables> Run<'_, T> {
         row.status = StepStatus::Backoff;
         row.timer = Some(at);
         self.set_timer(at, TimerKind::Step(step));
-        let pending = PendingRow { attempt: row.attempt, dispatch: row.dispatch, work: false };
+        let pending =
+            PendingRow { attempt: row.attempt, dispatch: row.dispatch, work: false, external: false };
         self.tables.put(Key::Pending(self.id, step), Row::Pending(pending));
         self.row.active += 1;
         self.put_step(step, row);

@@ -61,13 +61,14 @@ pub fn pending_effects(
     let rows = tables.scan(&from, &end, limit + 1);
     let more = rows.len() > limit;
     for (key, row) in rows {
-        let (Key::Pending(session, step), Row::Pending(PendingRow { attempt, dispatch, work })) = (key, row)
+        let (Key::Pending(session, step), Row::Pending(PendingRow { attempt, dispatch, work, external })) =
+            (key, row)
         else {
             continue;
         };
         last = Some((session, step));
         if work && after != last {
-            found.push(Work { session, step, attempt, dispatch });
+            found.push(Work { session, step, attempt, dispatch, external });
         }
     }
     (found, last.filter(|_| more))

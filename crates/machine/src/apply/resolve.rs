@@ -74,7 +74,8 @@ fn check<T: Tables>(
     let node = run.node(step);
     let first = row.detail == StepDetail::None;
     let fits = match (resolution, &node.kind) {
-        (Resolution::Completed(_), NodeKind::Work) | (Resolution::Failed { .. }, _) => true,
+        (Resolution::Completed(_), NodeKind::Work | NodeKind::Task { .. })
+        | (Resolution::Failed { .. }, _) => true,
         (Resolution::Skipped, _) => node.conditional && first,
         (Resolution::Entered, NodeKind::Fork { .. } | NodeKind::Wait(_) | NodeKind::Loop { .. }) => {
             node.conditional && first

@@ -142,9 +142,9 @@ impl<'a, T: Tables> Run<'a, T> {
     /// Sends a step's work out, or enters it at once where there is nothing to evaluate.
     pub(super) fn begin(&mut self, step: StepId, row: StepRow) {
         let node = self.definition.node(step.node);
-        let needs_leader = node.conditional
-            || matches!(node.kind, NodeKind::Work | NodeKind::Branch { .. } | NodeKind::Map { .. });
-        if needs_leader { self.send_out(step, row) } else { self.enter(step, row) }
+        let enters_at_once =
+            matches!(node.kind, NodeKind::Fork { .. } | NodeKind::Loop { .. } | NodeKind::Wait(_));
+        if node.conditional || !enters_at_once { self.send_out(step, row) } else { self.enter(step, row) }
     }
 
     /// Sends a step's work out under the dispatch in its row.
@@ -152,15 +152,12 @@ impl<'a, T: Tables> Run<'a, T> {
         row.status = StepStatus::Ready;
         row.ready_at = self.now;
         row.timer = None;
-        let pending = PendingRow { attempt: row.attempt, dispatch: row.dispatch, work: true };
+        let external = matches!(self.definition.node(step.node).kind, NodeKind::Task { .. });
+        let (attempt, dispatch) = (row.attempt, row.dispatch);
+        let pending = PendingRow { attempt, dispatch, work: true, external };
         self.tables.put(Key::Pending(self.id, step), Row::Pending(pending));
         self.row.active += 1;
-        self.effects.push(Effect::Dispatch(Work {
-            session: self.id,
-            step,
-            attempt: row.attempt,
-            dispatch: row.dispatch,
-        }));
+        self.effects.push(Effect::Dispatch(Work { session: self.id, step, attempt, dispatch, external }));
         self.put_step(step, row);
     }
 
@@ -171,7 +168,9 @@ impl<'a, T: Tables> Run<'a, T> {
             NodeKind::Fork { branches } => self.enter_fork(step, row, &branches),
             NodeKind::Loop { block, .. } => self.iterate(step, row, block, 1),
             // These always need the leader, and never come here.
-            NodeKind::Work | NodeKind::Branch { .. } | NodeKind::Map { .. } => self.send_out(step, row),
+            NodeKind::Work | NodeKind::Task { .. } | NodeKind::Branch { .. } | NodeKind::Map { .. } => {
+                self.send_out(step, row);
+            }
         }
     }
 
@@ -198,7 +197,8 @@ impl<'a, T: Tables> Run<'a, T> {
         row.ready_at = self.now;
         row.started_at = Some(self.now);
         row.timer = until;
-        let pending = PendingRow { attempt: row.attempt, dispatch: row.dispatch, work: false };
+        let pending =
+            PendingRow { attempt: row.attempt, dispatch: row.dispatch, work: false, external: false };
         self.tables.put(Key::Pending(self.id, step), Row::Pending(pending));
         self.row.waiting += 1;
         self.event(Some(step), EventData::WaitStarted { until });

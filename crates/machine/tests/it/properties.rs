@@ -153,7 +153,7 @@ impl World {
             2 => Resolution::Skipped,
             3 => Resolution::Again(how > 100),
             _ => match node.kind {
-                NodeKind::Work => Resolution::Completed(Value::from_static(b"4")),
+                NodeKind::Work | NodeKind::Task { .. } => Resolution::Completed(Value::from_static(b"4")),
                 NodeKind::Branch { .. } => Resolution::Chosen((how > 100).then_some(0)),
                 NodeKind::Map { .. } => {
                     Resolution::Items(vec![Value::from_static(b"5"); usize::from(how % 5)])

@@ -144,8 +144,11 @@ impl Script {
                 Effect::Dispatch(work) => {
                     writeln!(
                         text,
-                        "  > work {} attempt {} dispatch {}",
-                        work.step, work.attempt, work.dispatch
+                        "  > {} {} attempt {} dispatch {}",
+                        if work.external { "task" } else { "work" },
+                        work.step,
+                        work.attempt,
+                        work.dispatch
                     )
                     .unwrap();
                 }

@@ -78,6 +78,7 @@ fn encode_node(node: &Node) -> storage::Node {
 fn encode_kind(kind: &NodeKind) -> Kind {
     match kind {
         NodeKind::Work => Kind::Work(Empty {}),
+        NodeKind::Task { queue } => Kind::Task(storage::Task { queue: queue.clone() }),
         NodeKind::Branch { cases, otherwise } => Kind::Branch(storage::Branch {
             cases: cases.iter().map(|case| case.block.into()).collect(),
             otherwise: otherwise.map(u32::from),
@@ -146,6 +147,7 @@ fn decode_node(node: storage::Node) -> Result<Node, Error> {
 fn decode_kind(kind: Kind) -> Result<NodeKind, Error> {
     Ok(match kind {
         Kind::Work(_) => NodeKind::Work,
+        Kind::Task(task) => NodeKind::Task { queue: task.queue },
         Kind::Branch(branch) => NodeKind::Branch {
             cases: narrow(&branch.cases)?.into_iter().map(|block| Case { block }).collect(),
             otherwise: branch.otherwise.map(to_u16).transpose()?,

@@ -46,6 +46,7 @@ pub(super) fn encode(row: &Row) -> Bytes {
             attempt: row.attempt.0,
             dispatch: row.dispatch.0,
             work: row.work,
+            external: row.external,
         }),
         Row::Idempotency(row) => seal_row(&storage::IdempotencyRow {
             session: session(row.session),
@@ -92,6 +93,7 @@ pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Row, Error> {
                 attempt: Attempt(row.attempt),
                 dispatch: Dispatch(row.dispatch),
                 work: row.work,
+                external: row.external,
             })
         }
         Key::Idempotency(..) => {

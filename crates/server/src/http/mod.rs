@@ -5,6 +5,7 @@ mod problem;
 mod sessions;
 mod system;
 pub(crate) mod waiting;
+mod workers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,6 +47,8 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/sessions/{id}/retry", post(sessions::retry))
         .route("/v1/workflows", get(sessions::workflows).post(sessions::apply_workflow))
         .route("/v1/workflows/{name}", get(sessions::workflow))
+        .route("/v1/workers", get(workers::workers))
+        .route("/v1/queues", get(workers::queues))
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/init", post(cluster::init))
         .route("/v1/cluster/remove", post(cluster::remove))

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
-use engine::{Engine, Running};
-use ids::{Dispatch, Seq, SessionId, ShardId, StepId, Timestamp};
+use engine::{Engine, Running, Workers};
+use ids::{Seq, SessionId, ShardId, StepId};
 use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
 use providers::{ProviderStatus, Router};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::error::{self, ApiError};
@@ -68,15 +68,22 @@ pub(crate) struct Events {
 pub struct Sessions {
     node: Node,
     engines: BTreeMap<ShardId, Engine>,
+    workers: Arc<Workers>,
     router: Arc<Router>,
 }
 
 impl Sessions {
-    pub(crate) fn new(node: Node, engines: BTreeMap<ShardId, Engine>, router: Arc<Router>) -> Self {
-        Self { node, engines, router }
+    pub(crate) fn new(
+        node: Node,
+        engines: BTreeMap<ShardId, Engine>,
+        workers: Arc<Workers>,
+        router: Arc<Router>,
+    ) -> Self {
+        Self { node, engines, workers, router }
     }
 
     pub(crate) fn drain(&self) {
+        self.workers.pool().leave();
         for engine in self.engines.values() {
             engine.drain();
         }
@@ -101,29 +108,19 @@ impl Sessions {
 
     /// The work of a session that is under way, where it is: on the leader of its shard.
     async fn running(&self, id: SessionId) -> Vec<Running> {
-        let asked = match self.group_of(id) {
-            Ok(group) => group.ask_leader(Bytes::from(id.to_string())).await,
-            Err(_) => None,
+        self.workers.running_at_leader(id).await.unwrap_or_default()
+    }
+
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Answers another node, or this one.
+    pub(crate) async fn answer(&self, question: Bytes) -> Bytes {
+        let running = |id: SessionId| {
+            self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default()
         };
-        match asked {
-            Some(answer) => read_running(&answer),
-            None => self.running_here(id),
-        }
-    }
-
-    fn running_here(&self, id: SessionId) -> Vec<Running> {
-        self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default()
-    }
-
-    /// Answers [`Sessions::running`] of another node.
-    pub(crate) fn answer_running(&self, question: &[u8]) -> Bytes {
-        let id = std::str::from_utf8(question).ok().and_then(|id| id.parse().ok());
-        let running = id.map(|id| self.running_here(id)).unwrap_or_default();
-        let list: Vec<Value> = running
-            .iter()
-            .map(|of| json!([of.step.to_string(), of.dispatch.0, of.started_at.map(|at| at.0)]))
-            .collect();
-        Bytes::from(Value::Array(list).to_string())
+        self.workers.answer(question, running).await
     }
 
     pub(crate) fn providers(&self) -> Vec<ProviderStatus> {
@@ -236,16 +233,6 @@ impl std::fmt::Debug for Sessions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sessions").field("node", &self.node).finish_non_exhaustive()
     }
-}
-
-fn read_running(answer: &[u8]) -> Vec<Running> {
-    let list: Vec<(String, u32, Option<u64>)> = serde_json::from_slice(answer).unwrap_or_default();
-    list.into_iter()
-        .filter_map(|(step, dispatch, started_at)| {
-            let step = step.parse().ok()?;
-            Some(Running { step, dispatch: Dispatch(dispatch), started_at: started_at.map(Timestamp) })
-        })
-        .collect()
 }
 
 /// Waits for news of who leads, or a moment: the news may be on its way, or the leader known and just not reached.

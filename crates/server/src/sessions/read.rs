@@ -170,9 +170,11 @@ impl Sessions {
             let Some(step_row) = view.step(id, step) else { continue };
             let at_work = running.iter().find(|running| running.step == step);
             let waits_for = match step_row.status {
-                StepStatus::Ready => match at_work.map(|running| running.started_at) {
-                    Some(Some(at)) => format!("its work, under way since {at}"),
-                    Some(None) => "its turn: the node is at its limit of work".to_owned(),
+                StepStatus::Ready => match at_work.map(|of| (of.started_at, of.detail.as_str())) {
+                    Some((None, detail)) if !detail.is_empty() => detail.to_owned(),
+                    Some((Some(at), detail)) if !detail.is_empty() => format!("{detail}, since {at}"),
+                    Some((Some(at), _)) => format!("its work, under way since {at}"),
+                    Some((None, _)) => "its turn: the node is at its limit of work".to_owned(),
                     None => "the leader to start its work".to_owned(),
                 },
                 StepStatus::Backoff => {

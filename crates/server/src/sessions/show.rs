@@ -26,6 +26,7 @@ pub(super) fn kind(definition: &Definition, step: StepId) -> &'static str {
     match &node.kind {
         NodeKind::Work if node.spec.contains("\"agent\"") => "agent",
         NodeKind::Work => "value",
+        NodeKind::Task { .. } => "task",
         NodeKind::Branch { .. } => "branch",
         NodeKind::Fork { .. } => "fork",
         NodeKind::Map { .. } => "map",

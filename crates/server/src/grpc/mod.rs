@@ -1,6 +1,8 @@
-//! The gRPC API: the same calls as HTTP.
+//! The gRPC API: the same calls as HTTP, and the connections of workers.
 
-use std::{pin::Pin, sync::Arc};
+mod workers;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use ids::{Seq, SessionId};
@@ -8,6 +10,7 @@ use machine::SessionLimits;
 use proto::api::{
     self,
     session_service_server::{SessionService, SessionServiceServer},
+    worker_service_server::WorkerServiceServer,
 };
 use serde_json::Value;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::server::Router};
@@ -19,16 +22,24 @@ use crate::{
     wiring::App,
 };
 
-/// All services: sessions, health, reflection.
+/// A connection over which nothing comes back is given up after both.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All services: sessions, workers, health, reflection.
 pub(crate) async fn router(app: Arc<App>) -> Result<Router, String> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<SessionServiceServer<Service>>().await;
+    reporter.set_serving::<WorkerServiceServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .build_v1()
         .map_err(|error| error.to_string())?;
     Ok(tonic::transport::Server::builder()
-        .add_service(SessionServiceServer::new(Service { app }))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(SessionServiceServer::new(Service { app: Arc::clone(&app) }))
+        .add_service(WorkerServiceServer::new(Service { app }))
         .add_service(health)
         .add_service(reflection))
 }
@@ -193,7 +204,7 @@ impl SessionService for Service {
                     }
                     if ready.is_empty() && !done {
                         // News of any session of the shard, or none for a while: look again.
-                        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
+                        let _ = tokio::time::timeout(Duration::from_secs(5), news.recv()).await;
                     }
                 }
             });
