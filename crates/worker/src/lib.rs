@@ -1,8 +1,8 @@
 //! The client of workers outside the cluster.
 //!
-//! [`run`] connects to one of the endpoints, is given the `task` steps that wait in its queues, and calls the handler for
-//! each. A connection that breaks, or a node that stops, costs no work: what is in hand goes on, the worker connects to
-//! the next endpoint and presents it. The protocol is described in `proto/orchestra/v1/workers.proto`.
+//! [`run`] connects to one of the endpoints, is given the `task` steps that wait in its queues, and calls the handler
+//! for each. A connection that breaks, or a node that stops, costs no work: what is in hand goes on, the worker
+//! connects to the next endpoint and presents it. The protocol is in `proto/orchestra/v1/workers.proto`.
 //!
 //! - **Invariant:** an outcome is kept and sent again until the cluster says that it is recorded.
 //! - A handler whose task is no longer wanted is dropped. What it does outside should carry the idempotency key.
@@ -36,7 +36,7 @@ const OUTGOING_LEN: usize = 1024;
 /// Who a worker is, and whom it works for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// gRPC URLs of nodes (`http://host:port`), at least one. Any of them will do; with more, the worker outlives a node.
+    /// gRPC URLs of nodes (`http://host:port`), at least one. Any will do; with more, the worker outlives a node.
     pub endpoints: Vec<String>,
     /// What people call it, at most 128 bytes.
     pub name: String,
