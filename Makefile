@@ -19,6 +19,9 @@ build: setup ## Builds the binary.
 demo: build ## Runs the main job on a small project, with a kill -9 in the middle.
 	BINARY_UNDER_TEST=$(TARGET)/debug/orchestra docs/examples/demo.sh
 
+cluster: build ## Three nodes on this machine, and what to try: kill one, watch the others.
+	$(TARGET)/debug/orchestra dev --nodes 3
+
 test: build ## Runs every test.
 	cargo test --locked --workspace
 
@@ -44,4 +47,4 @@ vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
 	cargo run --locked --release -p loadtest -- bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo test lint fix crash cluster-test vendor-chaos bench
+.PHONY: help setup build demo cluster test lint fix crash cluster-test vendor-chaos bench

@@ -26,8 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The whole system on a laptop: one node, and a simulated vendor where no provider is configured.
-    Dev(commands::node::DevArgs),
+    /// The whole system on a laptop: one node or several, and a simulated vendor where no provider is configured.
+    Dev(commands::dev::DevArgs),
     /// A node, by its configuration.
     Node(commands::node::NodeArgs),
     /// Starts a session.
@@ -108,7 +108,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Dev(args) => commands::node::dev(args).await,
+        Command::Dev(args) => commands::dev::dev(args).await,
         Command::Node(args) => commands::node::node(args).await,
         Command::Start(args) => commands::start::start(args).await,
         Command::Validate { files } => commands::workflows::validate(&files),

@@ -314,6 +314,11 @@ impl Node {
         leadership::hand_over_all(&self.groups).await;
     }
 
+    /// Takes leads again.
+    pub fn undrain(&self) {
+        self.service.draining.send_replace(false);
+    }
+
     /// Stops its shards and makes what they have applied durable.
     pub async fn stop(mut self) {
         for task in self.tasks.drain(..) {

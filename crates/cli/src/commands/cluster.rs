@@ -1,19 +1,77 @@
 //! `cluster` and `doctor`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
 use server::Config;
+use tokio::time::Instant;
 
 use crate::{
     Remote,
-    output::{Format, json, line, text},
+    output::{Format, json as print_json, line, table, text},
 };
+
+/// Between two looks at a node that catches up.
+const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// What the node says of itself.
+    /// Founds a cluster: the node that is asked, and waits, becomes its first member.
+    Init {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Who belongs to the cluster, and who leads.
     Status {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Prints the command that starts a node which joins the cluster. A node joins by itself: it becomes a learner of
+    /// every shard, and a voter once it has caught up.
+    Add {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Takes a node out of every shard. It may be down. Its id never comes back: to use the machine again, start the node
+    /// with an empty directory.
+    Remove {
+        /// The node's name or id.
+        node: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Takes a node out once another one, which has joined in its place, is a voter of every shard.
+    Replace {
+        /// The name or id of the node to take out.
+        node: String,
+        /// The name or id of the node in its place.
+        #[arg(long)]
+        with: String,
+        /// Seconds to wait until the new node has caught up.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Hands over the lead of a shard. It moves back after a few quiet seconds where it belongs to another node.
+    TransferLeader {
+        /// The shard's number.
+        shard: u16,
+        /// The name or id of the node to lead; without it, whoever is best.
+        #[arg(long)]
+        to: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Hands over every lead of the node at --url, which takes none until it is started again or told to with --undo.
+    /// SIGTERM does the same before a node stops.
+    Drain {
+        /// Lets the node lead again.
+        #[arg(long)]
+        undo: bool,
         #[command(flatten)]
         remote: Remote,
     },
@@ -29,20 +87,67 @@ pub(crate) struct DoctorArgs {
 }
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Status { remote } = command;
+    let (remote, path, body) = match command {
+        Command::Status { remote } => return status(&remote).await,
+        Command::Add { remote } => return add(&remote).await,
+        Command::Replace { node, with, timeout, remote } => {
+            until_voter(&remote, &with, Duration::from_secs(timeout)).await?;
+            (remote, "remove", json!({"node": node}))
+        }
+        Command::Init { remote } => (remote, "init", json!({})),
+        Command::Remove { node, remote } => (remote, "remove", json!({"node": node})),
+        Command::TransferLeader { shard, to, remote } => {
+            (remote, "transfer-leader", json!({"shard": shard, "to": to}))
+        }
+        Command::Drain { undo, remote } => (remote, "drain", json!({"undo": undo})),
+    };
+    let client = remote.client()?;
+    let request = client.request(Method::POST, &format!("/v1/cluster/{path}"))?.json(&body);
+    let answer = client.send(request).await?;
+    match remote.output {
+        Format::Json => print_json(&answer),
+        Format::Table => {
+            for (name, value) in answer.as_object().into_iter().flatten() {
+                line(format!("{name} {}", text(value)));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(remote: &Remote) -> anyhow::Result<ExitCode> {
     let status = remote.client()?.get("/v1/cluster").await?;
     if remote.output == Format::Json {
-        json(&status);
+        print_json(&status);
         return Ok(ExitCode::SUCCESS);
     }
     line(format!(
-        "version {}, {} pieces of work under way",
+        "cluster {}, version {}, {} pieces of work under way at this node{}",
+        text(&status["cluster"]),
         text(&status["version"]),
-        text(&status["work_running"])
+        text(&status["work_running"]),
+        if status["draining"] == true { ", which is draining" } else { "" }
     ));
-    for (shard, of) in status["shards"].as_object().into_iter().flatten() {
-        line(format!("shard {shard}: leader {}, term {}", text(&of["leader"]), text(&of["term"])));
-    }
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    let columns = [("node", "/name"), ("id", "/id"), ("HTTP", "/http"), ("gRPC", "/grpc"), ("peer", "/peer")];
+    table(&columns, &nodes);
+    let name = |id: &Value| {
+        let node = nodes.iter().find(|node| node["id"] == *id);
+        node.map_or_else(|| text(id), |node| text(&node["name"]))
+    };
+    let names = |ids: &Value| ids.as_array().into_iter().flatten().map(&name).collect::<Vec<_>>().join(", ");
+    let shards = status["shards"].as_object().into_iter().flatten().map(|(shard, of)| {
+        json!({"shard": shard, "leader": name(&of["leader"]), "voters": names(&of["voters"]),
+            "learners": names(&of["learners"]), "position": of["position"]})
+    });
+    let columns = [
+        ("shard", "/shard"),
+        ("leader", "/leader"),
+        ("voters", "/voters"),
+        ("learners", "/learners"),
+        ("position", "/position"),
+    ];
+    table(&columns, &shards.collect::<Vec<_>>());
     for provider in status["providers"].as_array().into_iter().flatten() {
         line(format!("provider {}: circuit {}", text(&provider["name"]), text(&provider["circuit"])));
     }
@@ -50,6 +155,45 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         line(format!("writes are stopped: {reason}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn add(remote: &Remote) -> anyhow::Result<ExitCode> {
+    let status = remote.client()?.get("/v1/cluster").await?;
+    let peers: Vec<String> =
+        status["nodes"].as_array().into_iter().flatten().map(|node| text(&node["peer"])).collect();
+    let command = format!(
+        "orchestra node --data-dir <an empty directory> --name <its name> --join {}",
+        peers.join(",")
+    );
+    match remote.output {
+        Format::Json => print_json(&json!({"join": peers, "command": command})),
+        Format::Table => line(format!("On the new machine:\n  {command}")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a node is a voter of every shard.
+async fn until_voter(remote: &Remote, node: &str, timeout: Duration) -> anyhow::Result<()> {
+    let client = remote.client()?;
+    let until = Instant::now() + timeout;
+    loop {
+        let status = client.get("/v1/cluster").await?;
+        let named = |of: &&Value| of["name"] == node || text(&of["id"]) == node;
+        let id = status["nodes"].as_array().into_iter().flatten().find(named).map(|of| of["id"].clone());
+        let votes = |shard: &Value| {
+            let mut voters = shard["voters"].as_array().into_iter().flatten();
+            voters.any(|voter| Some(voter) == id.as_ref())
+        };
+        let shards = status["shards"].as_object().cloned().unwrap_or_default();
+        let missing = shards.values().filter(|shard| !votes(shard)).count();
+        if missing == 0 {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            bail!("{node} is not a voter of {missing} shards after {timeout:?}; nothing was taken out");
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Prints each check; exit code 4 if one failed.

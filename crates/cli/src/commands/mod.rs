@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod dev;
 pub(crate) mod node;
 pub(crate) mod sessions;
 pub(crate) mod start;

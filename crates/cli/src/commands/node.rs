@@ -1,4 +1,4 @@
-//! `dev` and `node`.
+//! `node`, and what `dev` shares with it.
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -7,16 +7,7 @@ use clap::Args;
 use server::{Config, Redactor, Server, config::LogFormat};
 use tracing_subscriber::EnvFilter;
 
-use crate::{log::LogWriter, output::line};
-
-#[derive(Debug, Args)]
-pub(crate) struct DevArgs {
-    /// Where data is kept.
-    #[arg(long, default_value = "orchestra-dev")]
-    data_dir: PathBuf,
-    #[command(flatten)]
-    common: CommonArgs,
-}
+use crate::log::LogWriter;
 
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
@@ -32,15 +23,18 @@ pub(crate) struct NodeArgs {
     /// What people call it; by default where its peers reach it.
     #[arg(long)]
     name: Option<String>,
+    /// Ends at once when standard input does: for whoever starts nodes that must not outlive it.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
 
 #[derive(Debug, Args)]
-struct CommonArgs {
+pub(crate) struct CommonArgs {
     /// The configuration file (TOML).
     #[arg(long, env = "ORCHESTRA_CONFIG")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Where HTTP listens.
     #[arg(long)]
     http: Option<SocketAddr>,
@@ -55,37 +49,13 @@ struct CommonArgs {
     insecure: bool,
     /// Replies of the simulated vendor: a JSON list of {"contains", "reply"}.
     #[arg(long)]
-    replies: Option<PathBuf>,
+    pub(crate) replies: Option<PathBuf>,
 }
 
-/// What `dev` lays out below its directory, for the one node of the one region.
-fn dev_directory(data_dir: &std::path::Path) -> PathBuf {
-    data_dir.join("region-0").join("node-0")
-}
-
-pub(crate) async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
-    let mut config = load(&args.common)?;
-    config.node.data_dir = dev_directory(&args.data_dir);
-    let simulated = config.providers.is_empty();
-    let directory = config.node.data_dir.display().to_string();
-    let server = start(&mut config, &args.common).await?;
-    let url = format!("http://{}", server.http());
-    let flag = if server.http().port() == 7100 { String::new() } else { format!(" --url {url}") };
-    line(format!(
-        "orchestra dev is ready\n\n  HTTP  {url}\n  gRPC  http://{}\n  data  {directory}",
-        server.grpc()
-    ));
-    match server.vendor() {
-        Some(vendor) if simulated => line(format!(
-            "  vendor  http://{vendor} (SIMULATED: no provider is configured, so answers are made up)"
-        )),
-        _ => {}
+impl CommonArgs {
+    pub(crate) fn names_an_address(&self) -> bool {
+        self.http.is_some() || self.grpc.is_some() || self.peer.is_some()
     }
-    line(format!(
-        "\nNext:\n  orchestra start \"Add a health endpoint\" --workdir . --out ./out --wait{flag}\n  \
-         orchestra sessions list{flag}\n  orchestra sessions describe <id>{flag}\n"
-    ));
-    serve(server, &config).await
 }
 
 pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
@@ -102,12 +72,19 @@ pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     if let Some(name) = args.name {
         config.node.name = name;
     }
+    if args.until_stdin_closes {
+        std::thread::spawn(|| {
+            // Whatever comes, or how it ends: whoever started this node is gone.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            std::process::exit(1);
+        });
+    }
     let server = start(&mut config, &args.common).await?;
     tracing::info!(http = %server.http(), grpc = %server.grpc(), "ready");
     serve(server, &config).await
 }
 
-fn load(args: &CommonArgs) -> anyhow::Result<Config> {
+pub(crate) fn load(args: &CommonArgs) -> anyhow::Result<Config> {
     let mut config = Config::load(args.config.as_deref())?;
     if let Some(http) = args.http {
         config.node.http = http;
@@ -128,7 +105,7 @@ fn load(args: &CommonArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
+pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
     let redactor = Redactor::default();
     init_logging(&config.log, &redactor)?;
     for variable in Config::unknown_variables() {
@@ -159,7 +136,7 @@ fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Resul
 }
 
 /// Runs until told to stop, and stops cleanly.
-async fn serve(server: Server, config: &Config) -> anyhow::Result<ExitCode> {
+pub(crate) async fn serve(server: Server, config: &Config) -> anyhow::Result<ExitCode> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}

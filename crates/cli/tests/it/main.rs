@@ -5,6 +5,7 @@
 mod api;
 mod bad_input;
 mod command_line;
+mod dev;
 mod disk;
 mod fixture;
 mod fixtures;

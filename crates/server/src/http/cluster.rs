@@ -136,3 +136,23 @@ pub(super) async fn transfer(
     };
     Ok(Json(json!({"shard": shard.0, "leader": now.map(|node| node.0)})))
 }
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drain {
+    #[serde(default)]
+    undo: bool,
+}
+
+/// Hands over every lead of this node, and takes none from now on; or takes leads again.
+pub(super) async fn drain(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+    let request: Drain = parse(body)?;
+    let node = app.sessions.node();
+    if request.undo {
+        node.undrain();
+    } else {
+        node.drain().await;
+    }
+    let leads = node.status().shards.values().filter(|lead| matches!(lead, Leadership::Here { .. })).count();
+    Ok(Json(json!({"draining": node.status().draining, "leads": leads})))
+}
