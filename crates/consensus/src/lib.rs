@@ -13,6 +13,7 @@ mod batcher;
 pub mod clock;
 mod disk;
 mod effects;
+mod equality;
 mod group;
 mod leadership;
 mod members;
@@ -23,6 +24,7 @@ mod raft;
 
 pub use clock::{Clock, SystemClock};
 pub use effects::{Effects, Watch};
+pub use equality::{Comparison, ScrubReport};
 pub use group::{Group, Leadership, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use node::{Error, Node, NodeOptions, Status};

@@ -18,7 +18,7 @@ use crate::{
     batcher::Batcher,
     clock::Anchor,
     disk::{self, Watcher},
-    leadership,
+    equality, leadership,
     members::{self, Change, ChangeError},
     net::{self, Identified, Links, Service},
     raft::{LogStore, Network, Raft, StateMachine},
@@ -71,6 +71,8 @@ pub enum Error {
 pub struct Status {
     /// Who leads each shard.
     pub shards: BTreeMap<ShardId, Leadership>,
+    /// Why replicas of this node have stopped for good, by shard.
+    pub broken: BTreeMap<ShardId, String>,
     /// Why writes are stopped, if they are.
     pub writes_stopped: Option<String>,
     /// Whether it is about to stop.
@@ -161,6 +163,7 @@ impl Node {
         node.tasks.push(tokio::spawn(disk::watch(watcher.clone(), clock, stop)));
         node.tasks.push(tokio::spawn(disk::flush_loop(watcher)));
         node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
+        node.tasks.push(tokio::spawn(equality::watch(Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(node.keep_membership(options)));
         Ok(node)
     }
@@ -280,6 +283,7 @@ impl Node {
     pub fn status(&self) -> Status {
         Status {
             shards: self.groups.iter().map(|(shard, group)| (*shard, *group.leadership.borrow())).collect(),
+            broken: self.groups.iter().filter_map(|(shard, of)| Some((*shard, of.broken()?))).collect(),
             writes_stopped: self.stopped.borrow().clone(),
             draining: *self.service.draining.borrow(),
             log_syncs: self.log.syncs(),

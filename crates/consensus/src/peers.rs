@@ -4,12 +4,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ids::{NodeId, ShardId};
-use proto::peer::{request, response};
+use proto::peer::{Empty, request, response};
 
 use crate::{
-    Leadership,
+    Leadership, ScrubReport, equality,
     net::{Links, Service},
 };
+
+/// How long another node may read its rows.
+const SCRUB_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +54,30 @@ impl Peers {
         match *groups.get(&shard)?.leadership.borrow() {
             Leadership::Here { .. } => Some(self.me()),
             Leadership::Elsewhere { leader } => leader,
+        }
+    }
+
+    /// Has a node read every row of every shard it has. Takes as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// The node was not reached.
+    pub async fn scrub(&self, node: NodeId) -> Result<Vec<ScrubReport>, AskError> {
+        if node == self.me() {
+            let shards = self.service.groups.read().keys().copied().collect();
+            return Ok(equality::scrub(&self.service.state, shards).await);
+        }
+        let body = request::Body::Scrub(Empty {});
+        match self.links.forward(node, ShardId(0), body, SCRUB_TIMEOUT).await {
+            Ok(response::Body::Scrubbed(scrubbed)) => {
+                let report = |of: proto::peer::scrubbed::Shard| ScrubReport {
+                    shard: ShardId(u16::try_from(of.shard).unwrap_or(u16::MAX)),
+                    rows: of.rows,
+                    problem: Some(of.problem).filter(|problem| !problem.is_empty()),
+                };
+                Ok(scrubbed.shards.into_iter().map(report).collect())
+            }
+            Ok(_) | Err(_) => Err(AskError::NoAnswer),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use alloc::{string::String, sync::Arc, vec::Vec};
 
-use ids::{Digest, Dispatch, SessionId, StepId, Timestamp};
+use ids::{Digest, Dispatch, Position, SessionId, StepId, Timestamp};
 
 use crate::{Definition, Durability, Failure, SessionLimits, Value};
 
@@ -69,6 +69,12 @@ pub enum Command {
     },
     /// Fires the timers that are due.
     FireTimers,
+    /// Marks a position at which every replica notes the digest of its rows, and says what most had at an earlier one:
+    /// a replica that had another stops. It changes no row of a session.
+    CheckDigest {
+        /// The position of an earlier mark, and the digest of most replicas before it.
+        agreed: Option<(Position, u128)>,
+    },
 }
 
 /// Starts a session.

@@ -10,6 +10,7 @@
 //!   applies.
 //! - **Absent:** Raft, tokio, what a row means.
 
+mod digest;
 mod directory;
 mod error;
 mod keys;
@@ -17,6 +18,7 @@ mod log;
 mod snapshot;
 mod state;
 
+pub use digest::{RowDigest, Scrubbed};
 pub use directory::{Directory, Identity};
 pub use error::Error;
 pub use keys::{decode_key, encode_key};

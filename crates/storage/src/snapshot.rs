@@ -8,7 +8,9 @@ use ids::ShardId;
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 
 use crate::{
-    Error, StateDb, keys,
+    Error, RowDigest, StateDb,
+    digest::digest_key,
+    keys,
     state::{applied_key, incarnation_key},
 };
 
@@ -71,13 +73,15 @@ impl StateDb {
         let (turn, incarnation) = (*turn, self.incarnation(shard) + 1);
         // What an interrupted import left.
         self.remove(shard, incarnation)?;
-        Ok(Import { db: Arc::clone(self), shard, incarnation, turn, applied, rows: 0, crc32c: 0 })
+        let (db, digest) = (Arc::clone(self), RowDigest::default());
+        Ok(Import { db, shard, incarnation, turn, applied, rows: 0, crc32c: 0, digest })
     }
 
     fn remove(&self, shard: ShardId, incarnation: u32) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
         batch.delete_range(keys::prefix(shard, incarnation), keys::prefix(shard, incarnation + 1));
         batch.delete(applied_key(shard, incarnation));
+        batch.delete(digest_key(shard, incarnation));
         self.write(batch)
     }
 }
@@ -92,6 +96,7 @@ pub struct Import {
     applied: Bytes,
     rows: u64,
     crc32c: u32,
+    digest: RowDigest,
 }
 
 impl Import {
@@ -110,6 +115,7 @@ impl Import {
                 .map_err(|error| Error::corrupt(format!("snapshot, {decoded:?}"), error))?;
             batch.put([&prefix[..], &key].concat(), &value);
             self.rows += 1;
+            self.digest.add(&key, &value);
             self.crc32c = row_checksum(self.crc32c, &key, &value);
         }
         self.check_turn()?;
@@ -142,10 +148,11 @@ impl Import {
     /// Another import began, or the disk refuses. The old rows stay in force.
     pub fn install(self) -> Result<(), Error> {
         self.check_turn()?;
-        let Self { db, shard, incarnation, applied, .. } = self;
+        let Self { db, shard, incarnation, applied, digest, .. } = self;
         let old = db.incarnation(shard);
         let mut batch = WriteBatch::default();
         batch.put(applied_key(shard, incarnation), applied);
+        batch.put(digest_key(shard, incarnation), digest.0.to_be_bytes());
         db.write(batch)?;
         db.flush()?;
         let mut pointer = WriteBatch::default();

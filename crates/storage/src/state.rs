@@ -21,7 +21,7 @@ use rocksdb::{
     Snapshot, WriteBatch, WriteOptions,
 };
 
-use crate::{Error, keys};
+use crate::{Error, digest::digest_key, keys};
 
 /// How the state database works.
 #[derive(Debug, Clone)]
@@ -76,6 +76,11 @@ impl RowCache {
         self.young.clear();
         self.old.clear();
     }
+}
+
+/// Whether a key is put at most once, so that there is no earlier row under it.
+fn is_written_once(key: &Key) -> bool {
+    matches!(key, Key::Event(..) | Key::Signal(..))
 }
 
 /// Whether a row is worth keeping decoded: those that are read again by the next commands of their session.
@@ -289,15 +294,26 @@ fn write_rows(
     applied: &[u8],
 ) -> Result<(), Error> {
     let mut batch = WriteBatch::default();
+    let mut digest = db.digest(shard)?;
     let mut full = prefix.to_vec();
     for (key, row) in &rows.0 {
         full.truncate(prefix.len());
         full.extend_from_slice(&keys::encode_key(key));
+        if (row.is_none() || !is_written_once(key))
+            && let Some(before) = db.db.get_pinned(&full)?
+        {
+            digest.remove(&full[prefix.len()..], &before);
+        }
         match row {
-            Some(row) => batch.put(&full, proto::record::encode_row(row)),
+            Some(row) => {
+                let value = proto::record::encode_row(row);
+                digest.add(&full[prefix.len()..], &value);
+                batch.put(&full, value);
+            }
             None => batch.delete(&full),
         }
     }
+    batch.put(digest_key(shard, db.incarnation(shard)), digest.0.to_be_bytes());
     batch.put(applied_key(shard, db.incarnation(shard)), applied);
     db.write(batch)
 }

@@ -14,6 +14,8 @@ use crate::{
     output::{Format, json as print_json, line, table, text},
 };
 
+/// How long all nodes may read their rows.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Between two looks at a node that catches up.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -35,8 +37,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Takes a node out of every shard. It may be down. Its id never comes back: to use the machine again, start the node
-    /// with an empty directory.
+    /// Takes a node out of every shard. It may be down. Its id never comes back: to use the machine again, start the
+    /// node with an empty directory.
     Remove {
         /// The node's name or id.
         node: String,
@@ -66,6 +68,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Compares the replicas of every shard at one position. Exit code 4 if they are not all equal.
+    Verify {
+        /// Has every node read all its stored rows as well; the first damaged one is named. Takes a while.
+        #[arg(long)]
+        scrub: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Hands over every lead of the node at --url, which takes none until it is started again or told to with --undo.
     /// SIGTERM does the same before a node stops.
     Drain {
@@ -90,6 +100,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let (remote, path, body) = match command {
         Command::Status { remote } => return status(&remote).await,
         Command::Add { remote } => return add(&remote).await,
+        Command::Verify { scrub, remote } => return verify(scrub, &remote).await,
         Command::Replace { node, with, timeout, remote } => {
             until_voter(&remote, &with, Duration::from_secs(timeout)).await?;
             (remote, "remove", json!({"node": node}))
@@ -155,6 +166,28 @@ async fn status(remote: &Remote) -> anyhow::Result<ExitCode> {
         line(format!("writes are stopped: {reason}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn verify(scrub: bool, remote: &Remote) -> anyhow::Result<ExitCode> {
+    let client = remote.client()?;
+    let request = client.request(Method::POST, "/v1/cluster/verify")?.json(&json!({"scrub": scrub}));
+    let answer = client.send(request.timeout(VERIFY_TIMEOUT)).await?;
+    let equal = answer["equal"] == true;
+    if remote.output == Format::Json {
+        print_json(&answer);
+    } else {
+        let rows = |of: &Value| of.as_array().cloned().unwrap_or_default();
+        let columns =
+            [("shard", "/shard"), ("replicas", "/state"), ("position", "/position"), ("digests", "/digests")];
+        table(&columns, &rows(&answer["shards"]));
+        if scrub {
+            let columns =
+                [("node", "/node"), ("shard", "/shard"), ("rows", "/rows"), ("problem", "/problem")];
+            table(&columns, &rows(&answer["scrubbed"]));
+        }
+        line(if equal { "all replicas are equal" } else { "NOT all replicas are equal, or can be compared" });
+    }
+    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::from(4) })
 }
 
 async fn add(remote: &Remote) -> anyhow::Result<ExitCode> {

@@ -7,6 +7,7 @@ mod bad_input;
 mod command_line;
 mod dev;
 mod disk;
+mod equality;
 mod fixture;
 mod fixtures;
 mod grpc;

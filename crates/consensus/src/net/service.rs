@@ -24,7 +24,7 @@ use super::{
     wire,
 };
 use crate::{
-    Group, Member,
+    Group, Member, ScrubReport, equality,
     members::{self, Change},
     raft::{SnapshotSource, records},
 };
@@ -96,6 +96,16 @@ impl Service {
                     None => problem(Kind::Stopping, "the node is starting"),
                 }
             }
+            (_, Some(request::Body::Scrub(_))) => {
+                let shards = self.groups.read().keys().copied().collect();
+                let reports = equality::scrub(&self.state, shards).await;
+                let shard = |of: ScrubReport| peer::scrubbed::Shard {
+                    shard: u32::from(of.shard.0),
+                    rows: of.rows,
+                    problem: of.problem.unwrap_or_default(),
+                };
+                response::Body::Scrubbed(peer::Scrubbed { shards: reports.into_iter().map(shard).collect() })
+            }
             (None, _) => problem(Kind::NoSuchShard, format!("shard {} does not run here", request.shard)),
             (_, None) => problem(Kind::Refused, "a question that this version does not know"),
             (Some(group), Some(body)) => {
@@ -159,7 +169,16 @@ impl Service {
                 group.hand_over((to != 0).then_some(NodeId(to))).await;
                 response::Body::HandedOver(peer::Empty {})
             }
-            request::Body::IsDraining(_) | request::Body::Ask(_) => {
+            request::Body::DigestBefore(index) => {
+                let mark = group.machine.mark(index).await;
+                let digest = mark.map(|mark| mark.digest.0.to_be_bytes().to_vec()).unwrap_or_default();
+                response::Body::Digest(digest.into())
+            }
+            request::Body::Compare(_) => match group.compare_here().await {
+                Some(comparison) => response::Body::Compared(comparison.message()),
+                None => problem(Kind::NotLeader, "the replicas can not be compared now"),
+            },
+            request::Body::IsDraining(_) | request::Body::Ask(_) | request::Body::Scrub(_) => {
                 problem(Kind::Refused, "not a question about a shard")
             }
         })

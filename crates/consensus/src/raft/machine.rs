@@ -1,8 +1,8 @@
 //! The state machine: entries applied to the state database.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
-use ::machine::{Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
+use ::machine::{Command, Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
 use futures_util::{Stream, StreamExt as _};
 use ids::{Position, ShardId};
 use openraft::{
@@ -11,7 +11,7 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use proto::record;
-use storage::{Exported, Import, StateDb};
+use storage::{Exported, Import, RowDigest, StateDb};
 use tokio::sync::watch;
 
 use super::{Entry, LogId, Reply, StoredMembership, Types, records};
@@ -19,6 +19,8 @@ use crate::Effects;
 
 /// Entries written in one batch.
 const BATCH_ENTRIES: usize = 64;
+/// Digests that are remembered.
+const MARKS_LEN: usize = 16;
 /// How long an apply rests between attempts while the disk is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,18 @@ pub struct StateMachine {
     captured: Arc<Mutex<Option<Applied>>>,
     /// Set while the disk refuses.
     failing: Arc<Mutex<Option<String>>>,
+    /// The digests before the last entries that asked for them.
+    marks: Arc<Mutex<VecDeque<Mark>>>,
+    /// Why this replica has stopped for good, if it has.
+    broken: Arc<Mutex<Option<String>>>,
+}
+
+/// The digest of the rows before an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) index: u64,
+    pub(crate) position: Position,
+    pub(crate) digest: RowDigest,
 }
 
 /// A snapshot.
@@ -89,6 +103,8 @@ impl StateMachine {
             applied: Arc::new(Mutex::new(applied)),
             captured: Arc::default(),
             failing: Arc::default(),
+            marks: Arc::default(),
+            broken: Arc::default(),
         })
     }
 
@@ -117,26 +133,59 @@ impl StateMachine {
         self.failing.lock().clone()
     }
 
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.broken.lock().clone()
+    }
+
+    /// The digest before an entry that asked for it, once that is applied.
+    pub(crate) async fn mark(&self, index: u64) -> Option<Mark> {
+        self.applied_until(index).await;
+        self.marks.lock().iter().find(|mark| mark.index == index).copied()
+    }
+
+    /// Notes the digest of the rows before an entry, and stops this replica if most had another before an earlier one.
+    fn check_digest(&self, index: u64, entry: &record::Entry) -> io::Result<()> {
+        if entry.position != Position(self.db.view(self.shard).shard().position.0 + 1) {
+            return Ok(());
+        }
+        let mark = Mark { index, position: entry.position, digest: self.db.digest(self.shard)? };
+        let mut marks = self.marks.lock();
+        for command in &entry.commands {
+            let Command::CheckDigest { agreed: Some((position, digest)) } = command else { continue };
+            let ours = marks.iter().find(|mark| mark.position == *position);
+            let Some(ours) = ours.filter(|ours| ours.digest.0 != *digest) else { continue };
+            let reason = format!(
+                "the rows of shard {} differ from those of most replicas: before position {position} their digest was {} \
+                 here and {} there; replace this node",
+                self.shard,
+                ours.digest,
+                RowDigest(*digest)
+            );
+            tracing::error!(shard = %self.shard, reason, "this replica stops");
+            *self.broken.lock() = Some(reason.clone());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        if marks.len() == MARKS_LEN {
+            marks.pop_front();
+        }
+        marks.push_back(mark);
+        Ok(())
+    }
+
     /// Applies entries in one batch; effects and replies follow when it is written.
-    fn apply_batch(
-        &self,
-        entries: Vec<EntryResponder<Types>>,
-    ) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
+    fn apply_batch(&self, entries: Vec<Decoded>) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
         let mut applied = self.applied();
         let mut batch = self.db.batch(self.shard);
         let mut replies: Vec<(ApplyResponder<Types>, Reply)> = Vec::new();
         let mut effects = Vec::new();
-        for (Entry { log_id, payload }, responder) in entries {
+        for Decoded { log_id, payload, responder } in entries {
             let reply = match payload {
-                EntryPayload::Blank => Reply::default(),
-                EntryPayload::Membership(membership) => {
+                Payload::Blank => Reply::default(),
+                Payload::Membership(membership) => {
                     applied.membership = StoredMembership::new(Some(log_id), membership);
                     Reply::default()
                 }
-                EntryPayload::Normal(body) => {
-                    let entry = record::Entry::decode(body.bytes).map_err(records::invalid)?;
-                    apply_entry(&mut batch, &entry, &mut effects)
-                }
+                Payload::Normal(entry) => apply_entry(&mut batch, &entry, &mut effects),
             };
             applied.id = Some(log_id);
             replies.extend(responder.map(|responder| (responder, reply)));
@@ -165,6 +214,38 @@ impl StateMachine {
             tracing::info!(shard = %self.shard, "the state is written again");
         }
         Ok(())
+    }
+}
+
+/// An entry, read.
+struct Decoded {
+    log_id: LogId,
+    payload: Payload,
+    responder: Option<ApplyResponder<Types>>,
+}
+
+enum Payload {
+    Blank,
+    Normal(record::Entry),
+    Membership(openraft::Membership<u64, super::Member>),
+}
+
+impl Decoded {
+    fn from((Entry { log_id, payload }, responder): EntryResponder<Types>) -> io::Result<Self> {
+        let payload = match payload {
+            EntryPayload::Blank => Payload::Blank,
+            EntryPayload::Normal(body) => {
+                Payload::Normal(record::Entry::decode(body.bytes).map_err(records::invalid)?)
+            }
+            EntryPayload::Membership(membership) => Payload::Membership(membership),
+        };
+        Ok(Self { log_id, payload, responder })
+    }
+
+    fn asks_for_digest(&self) -> Option<&record::Entry> {
+        let Payload::Normal(entry) = &self.payload else { return None };
+        let asks = |command: &Command| matches!(command, Command::CheckDigest { .. });
+        entry.commands.iter().any(asks).then_some(entry)
     }
 }
 
@@ -232,12 +313,26 @@ impl RaftStateMachine<Types> for StateMachine {
     where
         Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
     {
+        // A digest is taken between batches: of all rows before its entry.
+        let mut next: Option<Decoded> = None;
         loop {
             let mut batch = Vec::new();
-            while batch.len() < BATCH_ENTRIES
-                && let Some(entry) = entries.next().await
-            {
-                batch.push(entry?);
+            while batch.len() < BATCH_ENTRIES {
+                let decoded = match next.take() {
+                    Some(decoded) => decoded,
+                    None => match entries.next().await {
+                        Some(entry) => Decoded::from(entry?)?,
+                        None => break,
+                    },
+                };
+                if let Some(entry) = decoded.asks_for_digest() {
+                    if !batch.is_empty() {
+                        next = Some(decoded);
+                        break;
+                    }
+                    self.check_digest(decoded.log_id.index(), entry)?;
+                }
+                batch.push(decoded);
             }
             if batch.is_empty() {
                 return Ok(());

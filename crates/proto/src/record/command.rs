@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ids::{Dispatch, Timestamp};
+use ids::{Dispatch, Position, Timestamp};
 use machine::{Approval, Command, Decision, Resolution, ResolveStep, StartSession};
 
 use super::{
@@ -55,6 +55,10 @@ pub(super) fn encode(command: &Command) -> storage::Command {
         }
         Command::Retry { session: id } => Kind::Retry(session(*id)),
         Command::FireTimers => Kind::FireTimers(Empty {}),
+        Command::CheckDigest { agreed } => Kind::CheckDigest(storage::CheckDigest {
+            position: agreed.map(|(position, _)| position.0),
+            digest: agreed.map(|(_, digest)| digest.to_be_bytes().to_vec().into()).unwrap_or_default(),
+        }),
     };
     storage::Command { kind: Some(kind) }
 }
@@ -147,6 +151,12 @@ pub(super) fn decode(command: storage::Command) -> Result<Command, Error> {
         }
         Kind::Retry(session) => Command::Retry { session: to_session(&session)? },
         Kind::FireTimers(_) => Command::FireTimers,
+        Kind::CheckDigest(of) => Command::CheckDigest {
+            agreed: match of.position {
+                Some(position) => Some((Position(position), to_u128(&of.digest)?)),
+                None => None,
+            },
+        },
     })
 }
 

@@ -104,7 +104,10 @@ pub fn command_len(command: &Command) -> usize {
             Decision::Approve | Decision::Reject { .. } => 0,
         },
         Command::Cancel { reason, .. } => reason.len(),
-        Command::ApplyWorkflow { .. } | Command::Retry { .. } | Command::FireTimers => 0,
+        Command::ApplyWorkflow { .. }
+        | Command::Retry { .. }
+        | Command::FireTimers
+        | Command::CheckDigest { .. } => 0,
     }
 }
 

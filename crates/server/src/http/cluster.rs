@@ -62,6 +62,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         "shards": shards,
         "providers": providers,
         "simulated": app.sessions.is_simulated(),
+        "broken": status.broken.iter().map(|(shard, why)| (shard.to_string(), why)).collect::<BTreeMap<_, _>>(),
         "writes_stopped": status.writes_stopped,
         "draining": status.draining,
         "work_running": app.sessions.running_count(),
@@ -155,4 +156,58 @@ pub(super) async fn drain(State(app): State<Arc<App>>, _tenant: Tenant, body: Bo
     }
     let leads = node.status().shards.values().filter(|lead| matches!(lead, Leadership::Here { .. })).count();
     Ok(Json(json!({"draining": node.status().draining, "leads": leads})))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Verify {
+    #[serde(default)]
+    scrub: bool,
+}
+
+/// Compares the replicas of every shard at one position; with `scrub`, has every node read all its rows as well.
+pub(super) async fn verify(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+    let request: Verify = parse(body)?;
+    let node = app.sessions.node();
+    let mut equal = true;
+    let mut shards = Vec::new();
+    for (shard, group) in node.groups() {
+        let voters = group.members().values().filter(|of| of.voter).count();
+        let Some(comparison) = group.compare().await else {
+            equal = false;
+            shards.push(json!({"shard": shard.0, "state": "unknown"}));
+            continue;
+        };
+        let differs = comparison.differs();
+        let state = match (differs, comparison.digests.len() == voters) {
+            (true, _) => "differs",
+            (false, true) => "equal",
+            (false, false) => "incomplete",
+        };
+        equal &= state == "equal";
+        let digests: BTreeMap<String, String> =
+            comparison.digests.iter().map(|(node, digest)| (node.to_string(), digest.to_string())).collect();
+        shards.push(json!({"shard": shard.0, "state": state, "position": comparison.position.0,
+            "digests": digests}));
+    }
+    let mut scrubbed = Vec::new();
+    if request.scrub {
+        let peers = node.peers();
+        let asked = peers.nodes().into_iter().map(|of| {
+            let peers = peers.clone();
+            async move { (of, peers.scrub(of).await) }
+        });
+        for (of, reports) in futures_util::future::join_all(asked).await {
+            let Ok(reports) = reports else {
+                equal = false;
+                scrubbed.push(json!({"node": of.0, "problem": "the node was not reached"}));
+                continue;
+            };
+            equal &= reports.iter().all(|report| report.problem.is_none());
+            scrubbed.extend(reports.into_iter().map(|report| {
+                json!({"node": of.0, "shard": report.shard.0, "rows": report.rows, "problem": report.problem})
+            }));
+        }
+    }
+    Ok(Json(json!({"equal": equal, "shards": shards, "scrubbed": scrubbed})))
 }

@@ -52,6 +52,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/init", post(cluster::init))
         .route("/v1/cluster/remove", post(cluster::remove))
+        .route("/v1/cluster/verify", post(cluster::verify))
         .route("/v1/cluster/drain", post(cluster::drain))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
         .route("/metrics", get(system::metrics))

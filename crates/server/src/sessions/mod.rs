@@ -140,6 +140,7 @@ impl Sessions {
             .filter(|(_, lead)| matches!(lead, Leadership::Elsewhere { leader: None }))
             .map(|(shard, _)| format!("shard {shard}: no leader"))
             .collect();
+        errors.extend(status.broken.into_values());
         errors.extend(status.writes_stopped.map(|reason| format!("writes: {reason}")));
         errors
     }
