@@ -71,6 +71,7 @@ impl Local {
                 joined: false,
             },
             member: Member::default(),
+            tls: None,
             join: vec![],
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,

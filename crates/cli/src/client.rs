@@ -1,6 +1,6 @@
 //! The HTTP API, from the other side.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use futures_util::StreamExt as _;
@@ -18,10 +18,17 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(url: &str, token: Option<String>) -> anyhow::Result<Self> {
+    /// `ca`: the authority of the nodes' certificates; without it, those of the system.
+    pub(crate) fn new(url: &str, token: Option<String>, ca: Option<&Path>) -> anyhow::Result<Self> {
         let base = Url::parse(url)
             .with_context(|| format!("--url {url}: expected a URL such as http://127.0.0.1:7100"))?;
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
+        let mut http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));
+        if let Some(path) = ca {
+            let pem = std::fs::read(path).with_context(|| path.display().to_string())?;
+            let authorities = reqwest::Certificate::from_pem_bundle(&pem);
+            http = http.tls_certs_only(authorities.with_context(|| path.display().to_string())?);
+        }
+        let http = http.build()?;
         Ok(Self { http, base, token })
     }
 

@@ -59,6 +59,9 @@ enum Command {
     /// Checks and prints the configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
+    /// Makes certificates to try things out with.
+    #[command(subcommand)]
+    Certs(commands::certs::Command),
     /// Checks everything that the system depends on.
     Doctor(commands::cluster::DoctorArgs),
     /// Prints a completion script.
@@ -74,6 +77,9 @@ struct Remote {
     /// The node's URL.
     #[arg(long, env = "ORCHESTRA_URL", default_value = "http://127.0.0.1:7100", global = true)]
     url: String,
+    /// The authority of the nodes' certificates (PEM), for an https URL; without it, those of the system.
+    #[arg(long, env = "ORCHESTRA_CA", global = true)]
+    ca: Option<std::path::PathBuf>,
     /// The bearer token.
     #[arg(long, env = "ORCHESTRA_TOKEN", hide_env_values = true, global = true)]
     token: Option<String>,
@@ -84,7 +90,7 @@ struct Remote {
 
 impl Remote {
     fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.url, self.token.clone())
+        Client::new(&self.url, self.token.clone(), self.ca.as_deref())
     }
 }
 
@@ -119,6 +125,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workers(command) => commands::workers::run(command).await,
         Command::RunWorker(args) => commands::workers::run_worker(args).await,
         Command::Cluster(command) => commands::cluster::run(command).await,
+        Command::Certs(command) => commands::certs::run(command),
         Command::Config(command) => commands::config::run(command),
         Command::Doctor(args) => commands::cluster::doctor(args).await,
         Command::Completions { shell } => {

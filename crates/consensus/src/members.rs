@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use ids::{NodeId, RegionId, ShardId};
 use openraft::{
     ChangeMembers,
@@ -17,6 +18,7 @@ use proto::{
     record::raft,
 };
 use storage::Identity;
+use tls::Tls;
 
 use crate::{Group, Leadership, net, raft::Types};
 
@@ -251,12 +253,15 @@ async fn change_anywhere(group: &Group, change: &Change) -> Result<(), ChangeErr
 }
 
 /// Asks around, until a member answers, which cluster this is; who the new node is in it.
-pub async fn discover(seeds: &[String]) -> Identity {
+pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Identity {
     let mut told = tokio::time::Instant::now() - TELL_INTERVAL;
     loop {
         let mut reasons = Vec::new();
-        for seed in seeds {
-            match ask_seed(seed).await {
+        // All at once: those that are away cost no time.
+        let asked = seeds.iter().map(|seed| async move { (seed, ask_seed(seed, tls).await) });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while let Some((seed, answer)) = asked.next().await {
+            match answer {
                 Ok(identity) => return identity,
                 Err(status) => reasons.push(format!("{seed}: {}", status.message())),
             }
@@ -273,9 +278,9 @@ pub async fn discover(seeds: &[String]) -> Identity {
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-async fn ask_seed(seed: &str) -> Result<Identity, tonic::Status> {
+async fn ask_seed(seed: &str, tls: Option<&Tls>) -> Result<Identity, tonic::Status> {
     let ask = async {
-        let mut client = net::connect(seed).await?;
+        let mut client = net::connect(seed, tls).await?;
         client.discover(peer::DiscoverRequest {}).await.map(tonic::Response::into_inner)
     };
     let late = |_| tonic::Status::deadline_exceeded("no answer in time");
@@ -329,7 +334,7 @@ async fn ask_admission(
 ) -> Result<(), tonic::Status> {
     let Some(links) = groups.values().next().map(|group| &group.links) else { return Ok(()) };
     let ask = async {
-        let mut client = net::connect(seed).await?;
+        let mut client = net::connect(seed, links.tls()).await?;
         let found = client.discover(peer::DiscoverRequest {}).await?.into_inner();
         let request = peer::AdmitRequest { member: Some(member.to_record(node)) };
         client.admit(links.me().request(NodeId(found.node), request)).await

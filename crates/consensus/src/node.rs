@@ -8,6 +8,7 @@ use ids::{NodeId, ShardId};
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::RwLock;
 use storage::{Directory, Identity, LogDb, LogOptions, StateDb, StateOptions};
+use tls::Tls;
 use tokio::{
     runtime::Runtime,
     sync::{mpsc, watch},
@@ -39,6 +40,8 @@ pub struct NodeOptions {
     pub identity: Identity,
     /// What it is called, and where it is reached.
     pub member: Member,
+    /// Its certificates; without them, its peers are talked to in the clear.
+    pub tls: Option<Tls>,
     /// Where members are asked to make this node one, while it is not.
     pub join: Vec<String>,
     /// Writes stop while the disk has fewer free bytes.
@@ -127,7 +130,7 @@ impl Node {
             .enable_all()
             .build()?;
         let me = Identified { cluster: identity.cluster, node: identity.node };
-        let links = Links::new(me, runtime.handle().clone());
+        let links = Links::new(me, runtime.handle().clone(), options.tls.clone());
         let service = Arc::new(Service {
             identity: identity.clone(),
             state: Arc::clone(&state),
@@ -152,6 +155,9 @@ impl Node {
             node.groups.insert(shard, group);
         }
         node.service.groups.write().clone_from(&node.groups);
+        if let Some(tls) = &options.tls {
+            node.tasks.push(tokio::spawn(tls.clone().watch()));
+        }
         node.listen(listener)?;
         let watcher = Watcher {
             path: options.path.clone(),
@@ -232,9 +238,9 @@ impl Node {
         listener.set_nonblocking(true)?;
         let _inside = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let service = Arc::clone(&self.service);
+        let (service, tls) = (Arc::clone(&self.service), self.links.tls().cloned());
         runtime.spawn(async move {
-            if let Err(error) = net::serve(listener, service).await {
+            if let Err(error) = net::serve(listener, service, tls).await {
                 tracing::error!(%error, "peers are not listened to any more");
             }
         });

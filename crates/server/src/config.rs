@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The node itself.
     pub node: Node,
+    /// The node's certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// Who may call, and as which tenant. Without any, everybody is tenant `default`.
     pub tokens: Vec<Token>,
     /// The vendors, by name.
@@ -85,6 +88,18 @@ impl Default for Node {
             worker_reconnect_ms: 3_000,
         }
     }
+}
+
+/// The node's certificates, all in PEM. Files that change are read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Its certificate, for the hosts that others reach it at, and those up to the authority's.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authority that signs the nodes of the cluster, and nothing else: who shows a certificate of it is a node.
+    pub ca: PathBuf,
 }
 
 /// Who may call.
@@ -232,7 +247,7 @@ pub enum Error {
     Invalid(String),
 }
 
-const VARIABLES: [&str; 12] = [
+const VARIABLES: [&str; 13] = [
     "ORCHESTRA_DATA_DIR",
     "ORCHESTRA_HTTP",
     "ORCHESTRA_GRPC",
@@ -245,6 +260,7 @@ const VARIABLES: [&str; 12] = [
     "ORCHESTRA_CONFIG",
     "ORCHESTRA_URL",
     "ORCHESTRA_TOKEN",
+    "ORCHESTRA_CA",
 ];
 
 impl Config {
@@ -329,18 +345,18 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         let invalid = |message: String| Err(Error::Invalid(message));
         for (what, address) in [("node.http", self.node.http), ("node.grpc", self.node.grpc)] {
-            if !address.ip().is_loopback() && (self.tokens.is_empty() || !self.node.insecure) {
+            let in_the_clear = self.tls.is_none() && !self.node.insecure;
+            if !address.ip().is_loopback() && (self.tokens.is_empty() || in_the_clear) {
                 return invalid(format!(
-                    "{what} = {address} is not loopback: it needs [[tokens]], and, while there is no TLS in this \
-                     version, node.insecure = true (--insecure)"
+                    "{what} = {address} is not loopback: it needs [[tokens]], and [tls] or, in the clear, node.insecure = \
+                     true (--insecure)"
                 ));
             }
         }
         let peer = self.node.peer.ip();
-        if !peer.is_loopback() && !self.node.insecure {
+        if !peer.is_loopback() && self.tls.is_none() && !self.node.insecure {
             return invalid(format!(
-                "node.peer = {} is not loopback: while there is no TLS between nodes in this version, it needs \
-                 node.insecure = true (--insecure)",
+                "node.peer = {} is not loopback: it needs [tls] or, in the clear, node.insecure = true (--insecure)",
                 self.node.peer
             ));
         }

@@ -7,16 +7,18 @@ use std::{
     time::Duration,
 };
 
-use axum::serve::ListenerExt as _;
+use axum::serve::{Listener, ListenerExt as _};
 use bytes::Bytes;
 use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
 use engine::{Engine, Workers, workers::Patience};
+use futures_util::future::Either;
 use ids::{RegionId, ShardId};
 use providers::{
     HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret,
     Wire, simulated,
 };
 use storage::{Directory, Identity};
+use tls::{Incoming, Tls, Whom};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
@@ -49,6 +51,9 @@ pub enum StartError {
     /// A provider or a token.
     #[error("{0}")]
     Secret(String),
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
 }
 
 /// A running node.
@@ -84,11 +89,12 @@ impl Server {
         let (grpc_listener, grpc) = listen("grpc", config.node.grpc)?;
         let (peer_listener, peer) = listen("peer", config.node.peer)?;
         let tokens = read_tokens(&config, &redactor)?;
+        let tls = load_tls(&config)?;
         let vendor = start_vendor(&config).await?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let identity = identify(&config, &http_listener).await?;
-        let options = node_options(&config, identity, [http, grpc, peer]);
+        let identity = identify(&config, &http_listener, tls.as_ref()).await?;
+        let options = node_options(&config, identity, [http, grpc, peer], tls.clone());
         let node = Node::start(options, peer_listener, Arc::clone(&clock)).await?;
         let patience = Patience {
             lease: Duration::from_millis(config.node.worker_lease_ms),
@@ -119,8 +125,8 @@ impl Server {
             })
         });
         let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
-        let mut tasks = vec![serve_http(http_listener, Arc::clone(&app), stopping.clone())];
-        tasks.push(serve_grpc(grpc_listener, Arc::clone(&app), stopping));
+        let mut tasks = vec![serve_http(http_listener, tls.clone(), Arc::clone(&app), stopping.clone())?];
+        tasks.push(serve_grpc(grpc_listener, tls, Arc::clone(&app), stopping)?);
         tasks.push(tokio::spawn(count_ended(Arc::clone(&app))));
         for group in app.sessions.node().groups().values() {
             let mut leadership = group.leadership();
@@ -202,7 +208,7 @@ fn asynchronous(listener: StdListener) -> Result<TcpListener, StartError> {
 }
 
 /// Who a node with a new directory is: found out from the cluster that it joins, or the first of a cluster of its own.
-async fn identify(config: &Config, http: &StdListener) -> Result<Identity, StartError> {
+async fn identify(config: &Config, http: &StdListener, tls: Option<&Tls>) -> Result<Identity, StartError> {
     let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
     let shards = match config.node.shards {
         0 if cores <= 4 => 4,
@@ -222,44 +228,75 @@ async fn identify(config: &Config, http: &StdListener) -> Result<Identity, Start
     }
     let seeds = config.node.join.clone();
     let waiting = asynchronous(http.try_clone().map_err(consensus::Error::from)?)?;
-    let found = http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds)).await;
+    let found = match tls {
+        None => http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds, None)).await,
+        Some(tls) => {
+            let waiting = incoming(waiting, tls.clone())?;
+            http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds, Some(tls))).await
+        }
+    };
     Ok(found.map_err(consensus::Error::from)?.unwrap_or(founder))
 }
 
-fn serve_http(listener: TcpListener, app: Arc<App>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
-    let routes = http::routes(app);
-    tokio::spawn(async move {
-        let stopped = async move {
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        };
-        let service = routes.into_make_service();
-        // Small answers go out at once: waiting to fill a packet would cost each 40 ms.
-        let listener = listener.tap_io(|stream| {
-            // A stream that is gone already fails when it is read.
-            let _ = stream.set_nodelay(true);
-        });
-        if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
-            tracing::error!(%error, "http stopped");
-        }
-    })
+fn serve_http(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    app: Arc<App>,
+    stopping: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>, StartError> {
+    if let Some(tls) = tls {
+        return Ok(tokio::spawn(serve_routes(incoming(listener, tls)?, app, stopping)));
+    }
+    // Small answers go out at once: waiting to fill a packet would cost each 40 ms.
+    let listener = listener.tap_io(|stream| {
+        // A stream that is gone already fails when it is read.
+        let _ = stream.set_nodelay(true);
+    });
+    Ok(tokio::spawn(serve_routes(listener, app, stopping)))
 }
 
-fn serve_grpc(listener: TcpListener, app: Arc<App>, mut stopping: watch::Receiver<bool>) -> JoinHandle<()> {
-    tokio::spawn(async move {
+async fn serve_routes<L: Listener>(listener: L, app: Arc<App>, mut stopping: watch::Receiver<bool>)
+where
+    L::Addr: std::fmt::Debug,
+{
+    let stopped = async move {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    let service = http::routes(app).into_make_service();
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "http stopped");
+    }
+}
+
+fn serve_grpc(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    app: Arc<App>,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>, StartError> {
+    let incoming = match tls {
+        None => Either::Left(TcpIncoming::from(listener).with_nodelay(Some(true))),
+        Some(tls) => Either::Right(incoming(listener, tls)?.into_stream()),
+    };
+    Ok(tokio::spawn(async move {
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
-        let served = match grpc::router(app).await {
-            Ok(router) => router
-                .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped)
+        let served = match (grpc::router(app).await, incoming) {
+            (Ok(router), Either::Left(incoming)) => router
+                .serve_with_incoming_shutdown(incoming, stopped)
                 .await
                 .map_err(|error| error.to_string()),
-            Err(error) => Err(error),
+            (Ok(router), Either::Right(incoming)) => router
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await
+                .map_err(|error| error.to_string()),
+            (Err(error), _) => Err(error),
         };
         if let Err(error) = served {
             tracing::error!(%error, "grpc stopped");
         }
-    })
+    }))
 }
 
 async fn count_ended(app: Arc<App>) {
@@ -279,7 +316,22 @@ async fn count_ended(app: Arc<App>) {
     }
 }
 
-fn node_options(config: &Config, identity: Identity, [http, grpc, peer]: [SocketAddr; 3]) -> NodeOptions {
+fn load_tls(config: &Config) -> Result<Option<Tls>, StartError> {
+    let Some(tls) = config.tls.clone() else { return Ok(None) };
+    let files = tls::Files { cert: tls.cert, key: tls.key, ca: tls.ca };
+    Ok(Some(Tls::load(files)?))
+}
+
+fn incoming(listener: TcpListener, tls: Tls) -> Result<Incoming, StartError> {
+    Ok(Incoming::new(listener, tls, Whom::Clients).map_err(consensus::Error::from)?)
+}
+
+fn node_options(
+    config: &Config,
+    identity: Identity,
+    [http, grpc, peer]: [SocketAddr; 3],
+    tls: Option<Tls>,
+) -> NodeOptions {
     let reached_at = |address: SocketAddr| match config.node.advertise.as_str() {
         "" => address.to_string(),
         host => format!("{host}:{}", address.port()),
@@ -290,6 +342,7 @@ fn node_options(config: &Config, identity: Identity, [http, grpc, peer]: [Socket
         path: config.node.data_dir.clone(),
         identity,
         member: Member { name, peer, http: reached_at(http), grpc: reached_at(grpc) },
+        tls,
         join: config.node.join.clone(),
         free_bytes_min: config.node.disk_free_min_mib << 20,
         block_cache_bytes: config.node.block_cache_mib << 20,

@@ -22,7 +22,11 @@ use proto::api::{
 use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, metadata::AsciiMetadataValue, transport::Endpoint};
+use tonic::{
+    Streaming,
+    metadata::AsciiMetadataValue,
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
 
 /// Between two attempts to connect, doubled each time in vain.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -36,7 +40,8 @@ const OUTGOING_LEN: usize = 1024;
 /// Who a worker is, and whom it works for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// gRPC URLs of nodes (`http://host:port`), at least one. Any will do; with more, the worker outlives a node.
+    /// gRPC URLs of nodes (`http://host:port`, `https://host:port`), at least one. Any will do; with more, the
+    /// worker outlives a node.
     pub endpoints: Vec<String>,
     /// What people call it, at most 128 bytes.
     pub name: String,
@@ -44,6 +49,8 @@ pub struct Options {
     pub queues: Vec<String>,
     /// Tasks at once, 1 to 10,000.
     pub capacity: u32,
+    /// The authority of the nodes' certificates, in PEM, for https URLs.
+    pub ca: Option<Vec<u8>>,
     /// The bearer token, where the cluster asks for one.
     pub token: Option<String>,
 }
@@ -57,6 +64,9 @@ pub enum Error {
         /// What was given.
         endpoint: String,
     },
+    /// The authority's certificate.
+    #[error("the authority's certificate: {0}")]
+    Certificate(String),
     /// The cluster refuses the worker: its token, its name, its queues.
     #[error("the cluster refuses the worker: {0}")]
     Refused(String),
@@ -125,7 +135,12 @@ where
     let mut endpoints = Vec::new();
     for endpoint in &options.endpoints {
         let parsed = Endpoint::from_shared(endpoint.clone());
-        let parsed = parsed.map_err(|_| Error::Endpoint { endpoint: endpoint.clone() })?;
+        let mut parsed = parsed.map_err(|_| Error::Endpoint { endpoint: endpoint.clone() })?;
+        if parsed.uri().scheme_str() == Some("https") {
+            let ca = options.ca.as_ref().map(Certificate::from_pem);
+            let tls = ca.into_iter().fold(ClientTlsConfig::new(), ClientTlsConfig::ca_certificate);
+            parsed = parsed.tls_config(tls).map_err(|error| Error::Certificate(error.to_string()))?;
+        }
         endpoints.push(
             parsed
                 .connect_timeout(CONNECT_TIMEOUT)

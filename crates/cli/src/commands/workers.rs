@@ -60,6 +60,9 @@ pub(crate) struct RunWorkerArgs {
     /// What people call it; by default the host's name and the process id.
     #[arg(long)]
     name: Option<String>,
+    /// The authority of the nodes' certificates (PEM), for https URLs.
+    #[arg(long, env = "ORCHESTRA_CA")]
+    ca: Option<std::path::PathBuf>,
     /// The bearer token.
     #[arg(long, env = "ORCHESTRA_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -100,7 +103,12 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 pub(crate) async fn run_worker(args: RunWorkerArgs) -> anyhow::Result<ExitCode> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "worker".into());
     let name = args.name.unwrap_or_else(|| format!("{}-{}", host.trim(), std::process::id()));
+    let ca = match &args.ca {
+        Some(path) => Some(std::fs::read(path).with_context(|| path.display().to_string())?),
+        None => None,
+    };
     let options = Options {
+        ca,
         endpoints: args.endpoints,
         name,
         queues: args.queues,

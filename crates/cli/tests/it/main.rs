@@ -12,4 +12,5 @@ mod fixture;
 mod fixtures;
 mod grpc;
 mod secrets;
+mod tls;
 mod workers;

@@ -286,6 +286,7 @@ impl Gated {
             name: "gated".into(),
             queues: vec!["q".into()],
             capacity,
+            ca: None,
             token: None,
         };
         let (count, open) = (Arc::clone(&begun), Arc::clone(&gate));

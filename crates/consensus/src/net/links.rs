@@ -1,11 +1,16 @@
 //! The connections of a node to its peers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use ids::{NodeId, ShardId};
 use machine::{Command, Outcome};
 use parking_lot::{Mutex, RwLock};
 use proto::peer::{Problem, peer_service_client::PeerServiceClient, problem::Kind, request, response};
+use tls::{Material, Tls};
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
@@ -50,22 +55,31 @@ impl Identified {
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
     address: RwLock<String>,
+    tls: Option<Tls>,
 }
 
 impl Peer {
     fn endpoint(&self) -> Result<Endpoint, tonic::Status> {
-        endpoint(&self.address.read())
+        endpoint(&self.address.read(), self.tls.as_ref())
     }
 
     pub(crate) async fn connect(&self) -> Result<Client, tonic::Status> {
-        let channel = self.endpoint()?.connect().await;
-        Ok(client(channel.map_err(|error| tonic::Status::unavailable(describe(&error)))?))
+        connect_to(self.endpoint()?).await
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, tonic::Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| tonic::Status::invalid_argument(format!("{address}: {error}")))?;
+async fn connect_to(endpoint: Endpoint) -> Result<Client, tonic::Status> {
+    let channel = endpoint.connect().await;
+    Ok(client(channel.map_err(|error| tonic::Status::unavailable(describe(&error)))?))
+}
+
+fn endpoint(address: &str, tls: Option<&Tls>) -> Result<Endpoint, tonic::Status> {
+    let invalid = |error| tonic::Status::invalid_argument(format!("{address}: {error}"));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(invalid)?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls.current().to_peers()).map_err(invalid)?;
+    }
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -101,6 +115,8 @@ struct Link {
     forward: Arc<Lane>,
     /// Entries. It connects when used, and again after it broke.
     append: Mutex<Option<Channel>>,
+    /// Which certificates that connection was made with.
+    made_with: Mutex<Option<Weak<Material>>>,
 }
 
 /// The connections of a node to its peers. Cheap to clone.
@@ -108,12 +124,17 @@ struct Link {
 pub(crate) struct Links {
     me: Arc<Identified>,
     runtime: Handle,
+    tls: Option<Tls>,
     links: Arc<RwLock<HashMap<NodeId, Arc<Link>>>>,
 }
 
 impl Links {
-    pub(crate) fn new(me: Identified, runtime: Handle) -> Self {
-        Self { me: Arc::new(me), runtime, links: Arc::default() }
+    pub(crate) fn new(me: Identified, runtime: Handle, tls: Option<Tls>) -> Self {
+        Self { me: Arc::new(me), runtime, tls, links: Arc::default() }
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     pub(crate) fn me(&self) -> &Identified {
@@ -127,11 +148,13 @@ impl Links {
         {
             return;
         }
-        let peer = Arc::new(Peer { id: node, address: RwLock::new(member.peer.clone()) });
+        let (address, tls) = (RwLock::new(member.peer.clone()), self.tls.clone());
+        let peer = Arc::new(Peer { id: node, address, tls });
         let lane =
             |what| Arc::new(Lane::new(what, Arc::clone(&self.me), Arc::clone(&peer), self.runtime.clone()));
         let (control, forward) = (lane("control"), lane("forward"));
-        let link = Link { peer: Arc::clone(&peer), control, forward, append: Mutex::default() };
+        let (append, made_with) = (Mutex::default(), Mutex::default());
+        let link = Link { peer: Arc::clone(&peer), control, forward, append, made_with };
         self.links.write().insert(node, Arc::new(link));
     }
 
@@ -168,9 +191,16 @@ impl Links {
     pub(crate) fn append_client(&self, node: NodeId) -> Result<Client, tonic::Status> {
         let link = self.link(node).map_err(|error| tonic::Status::unavailable(error.to_string()))?;
         let mut slot = link.append.lock();
-        if slot.is_none() {
+        let current = self.tls.as_ref().map(|tls| Arc::downgrade(&tls.current()));
+        let mut made_with = link.made_with.lock();
+        let is_current = match (&*made_with, &current) {
+            (Some(before), Some(now)) => before.ptr_eq(now),
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        if slot.is_none() || !is_current {
             let _inside = self.runtime.enter();
             *slot = Some(link.peer.endpoint()?.connect_lazy());
+            *made_with = current;
         }
         let channel = slot.clone().ok_or_else(|| tonic::Status::internal("no channel"))?;
         Ok(client(channel))
@@ -245,7 +275,6 @@ fn to_propose_error(problem: Problem) -> ProposeError {
 }
 
 /// A client for a node of which only an address is known.
-pub(crate) async fn connect(address: &str) -> Result<Client, tonic::Status> {
-    let channel = endpoint(address)?.connect().await;
-    Ok(client(channel.map_err(|error| tonic::Status::unavailable(describe(&error)))?))
+pub(crate) async fn connect(address: &str, tls: Option<&Tls>) -> Result<Client, tonic::Status> {
+    connect_to(endpoint(address, tls)?).await
 }

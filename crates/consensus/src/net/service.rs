@@ -15,6 +15,7 @@ use proto::peer::{
     snapshot_part::Part,
 };
 use storage::{Identity, StateDb};
+use tls::{Incoming, Tls, Whom};
 use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming, metadata::MetadataMap, transport::server::TcpIncoming};
 
@@ -342,16 +343,26 @@ impl PeerService for Served {
 pub(crate) async fn serve(
     listener: tokio::net::TcpListener,
     service: Arc<Service>,
-) -> Result<(), tonic::transport::Error> {
+    tls: Option<Tls>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let served = PeerServiceServer::new(Served(service))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    tonic::transport::Server::builder()
+    let router = tonic::transport::Server::builder()
         .initial_stream_window_size(Some(8 << 20))
         .initial_connection_window_size(Some(32 << 20))
         .http2_keepalive_interval(Some(Duration::from_secs(1)))
         .http2_keepalive_timeout(Some(Duration::from_secs(3)))
-        .add_service(served)
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
-        .await
+        .add_service(served);
+    match tls {
+        None => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming(incoming).await?;
+        }
+        Some(tls) => {
+            let incoming = Incoming::new(listener, tls, Whom::Peers)?;
+            router.serve_with_incoming(incoming.into_stream()).await?;
+        }
+    }
+    Ok(())
 }

@@ -15,6 +15,7 @@ pub(crate) fn options(path: &std::path::Path) -> NodeOptions {
         path: path.to_owned(),
         identity: Identity { cluster: 1, node: NodeId(1), region: RegionId(0), shards: 2, joined: false },
         member: Member::default(),
+        tls: None,
         join: vec![],
         free_bytes_min: 0,
         block_cache_bytes: 1 << 20,

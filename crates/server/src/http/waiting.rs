@@ -7,19 +7,23 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::{get, post},
+    serve::Listener,
 };
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
 use super::system;
 use crate::error::{self, ApiError};
 
 /// Serves until the cluster is to be founded by this node, or `joined` completes.
-pub(crate) async fn serve<T>(
-    listener: TcpListener,
+pub(crate) async fn serve<T, L: Listener>(
+    listener: L,
     seeds: Vec<String>,
     joined: impl Future<Output = T>,
-) -> std::io::Result<Option<T>> {
+) -> std::io::Result<Option<T>>
+where
+    L::Addr: std::fmt::Debug,
+{
     let founding = Arc::new(watch::Sender::new(false));
     let mut wish = founding.subscribe();
     let init = move || async move {

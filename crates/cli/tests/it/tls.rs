@@ -1,0 +1,161 @@
+//! TLS: between nodes both ends show a certificate, clients see the node's, and certificates are read again.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use serde_json::{Value, json};
+use testkit::{NodeProcess, NodeSpec, binary, free_address, wait_until};
+use tls::{DevCertificates, dev_certificates};
+
+use crate::fixture::PATIENCE;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn certificates(directory: &Path) -> DevCertificates {
+    dev_certificates(directory, &["localhost".into(), "127.0.0.1".into()], DAY).unwrap()
+}
+
+fn client(ca: &Path) -> reqwest::Client {
+    let ca = reqwest::Certificate::from_pem_bundle(&std::fs::read(ca).unwrap()).unwrap();
+    reqwest::Client::builder().tls_certs_only(ca).timeout(Duration::from_secs(5)).build().unwrap()
+}
+
+fn spec(directory: &Path, name: &str, join: Vec<String>, of: &DevCertificates) -> NodeSpec {
+    NodeSpec {
+        directory: directory.join(name),
+        http: free_address().unwrap(),
+        grpc: free_address().unwrap(),
+        peer: free_address().unwrap(),
+        name: name.into(),
+        join,
+        config: format!("[tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\n", of.cert, of.key, of.ca),
+        env: Vec::new(),
+    }
+}
+
+async fn until_ready(http: &reqwest::Client, spec: &NodeSpec) {
+    let url = format!("https://{}/health/ready", spec.http);
+    let ready = wait_until("the node to be ready", PATIENCE, async || {
+        http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()).then_some(())
+    });
+    ready.await.unwrap();
+}
+
+fn orchestra(args: &[&str]) -> (bool, String) {
+    let output = Command::new(binary().unwrap()).args(args).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), format!("{out}{err}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_and_clients_talk_over_tls_and_strangers_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let ours = certificates(&temp.path().join("ours"));
+    let http = client(&ours.ca);
+    let first = spec(temp.path(), "node-0", vec![], &ours);
+    let _first = NodeProcess::spawn(&first).unwrap();
+    until_ready(&http, &first).await;
+    let join = vec![first.peer.to_string()];
+    let second = spec(temp.path(), "node-1", join.clone(), &ours);
+    let third = spec(temp.path(), "node-2", join.clone(), &ours);
+    let _others = [&second, &third].map(|spec| NodeProcess::spawn(spec).unwrap());
+    let url = format!("https://{}", first.http);
+    let status = async || -> Option<Value> {
+        http.get(format!("{url}/v1/cluster")).send().await.ok()?.json().await.ok()
+    };
+    let whole = wait_until("three voters of every shard", PATIENCE, async || {
+        let status = status().await?;
+        let whole = |shard: &Value| shard["voters"].as_array().is_some_and(|voters| voters.len() == 3);
+        status["shards"].as_object()?.values().all(whole).then_some(())
+    });
+    whole.await.unwrap();
+
+    // Somebody else's certificate does not make a node.
+    let theirs = certificates(&temp.path().join("theirs"));
+    let stranger = spec(temp.path(), "stranger", join.clone(), &theirs);
+    let _stranger = NodeProcess::spawn(&stranger).unwrap();
+    // Nor does none: what a node asks first is answered to nobody who shows no certificate.
+    let mut naked = spec(temp.path(), "naked", join, &ours);
+    naked.config = String::new();
+    let _naked = NodeProcess::spawn(&naked).unwrap();
+    let log = |name: &str| std::fs::read_to_string(temp.path().join(name).join("log")).unwrap_or_default();
+    let refused = wait_until("the strangers to wait in vain", PATIENCE, async || {
+        let waits = |name: &str| log(name).contains("waiting for a member of the cluster to answer");
+        (waits("stranger") && waits("naked")).then_some(())
+    });
+    refused.await.unwrap();
+    assert_eq!(status().await.unwrap()["nodes"].as_array().unwrap().len(), 3);
+
+    // The command line and a worker, with the authority's certificate and without.
+    let ca = ours.ca.to_str().unwrap();
+    let workflow = temp.path().join("w.yaml");
+    std::fs::write(&workflow, "name: w\nsteps:\n  - {id: a, task: {queue: q, input: input}}\n").unwrap();
+    let (done, said) =
+        orchestra(&["workflows", "apply", workflow.to_str().unwrap(), "--url", &url, "--ca", ca]);
+    assert!(done, "{said}");
+    let (done, said) = orchestra(&["workflows", "list", "--url", &url]);
+    assert!(!done, "without the authority: {said}");
+    let plain = format!("http://{}", first.http);
+    assert!(reqwest::get(format!("{plain}/health")).await.is_err(), "nothing is answered in the clear");
+    let worker = Command::new(binary().unwrap())
+        .args(["run-worker", "--endpoints", &format!("https://{}", second.grpc), "--ca", ca])
+        .args(["--queue", "q", "--", "cat"])
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut worker = worker.unwrap();
+    let body = json!({"workflow": "w", "input": {"n": 3}});
+    let started = http.post(format!("https://{}/v1/sessions", third.http)).json(&body).send().await.unwrap();
+    let started: Value = started.json().await.unwrap();
+    let session = format!("{url}/v1/sessions/{}", started["id"].as_str().unwrap());
+    let ended = wait_until("the session's end", PATIENCE, async || {
+        let session: Value = http.get(&session).send().await.ok()?.json().await.ok()?;
+        (session["status"] == "completed").then_some(session)
+    });
+    assert_eq!(ended.await.unwrap()["output"], json!({"n": 3}));
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_read_again_when_they_change() {
+    let temp = tempfile::tempdir().unwrap();
+    let place = temp.path().join("certs");
+    let before = certificates(&place);
+    let old = client(&before.ca);
+    let node = spec(temp.path(), "node-0", vec![], &before);
+    let _node = NodeProcess::spawn(&node).unwrap();
+    until_ready(&old, &node).await;
+    let after = certificates(&place);
+    // A client that trusts the new authority only.
+    until_ready(&client(&after.ca), &node).await;
+    // What can not be loaded changes nothing.
+    std::fs::write(&after.cert, "nonsense").unwrap();
+    let log = temp.path().join("node-0/log");
+    let warned = wait_until("the node to say that it does not use it", PATIENCE, async || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        text.contains("changed certificates are not used yet").then_some(())
+    });
+    warned.await.unwrap();
+    until_ready(&client(&after.ca), &node).await;
+}
+
+#[test]
+fn certs_dev_makes_what_a_node_takes_and_bad_files_are_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("certs");
+    let (done, said) = orchestra(&["certs", "dev", "--out", out.to_str().unwrap(), "--host", "node.example"]);
+    assert!(done && said.contains("node.example") && said.contains("[tls]"), "{said}");
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(out.join("node.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "the key is its owner's alone");
+    let files = tls::Files { cert: out.join("node.pem"), key: out.join("node.key"), ca: out.join("ca.pem") };
+    tls::Tls::load(files.clone()).unwrap();
+    let load = |files| tls::Tls::load(files).unwrap_err().to_string();
+    let missing = load(tls::Files { cert: out.join("absent.pem"), ..files.clone() });
+    assert!(missing.contains("absent.pem"), "{missing}");
+    let swapped = load(tls::Files { key: out.join("node.pem"), ..files.clone() });
+    assert!(swapped.contains("not a private key"), "{swapped}");
+    let empty = out.join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let none = load(tls::Files { ca: empty, ..files });
+    assert!(none.contains("no certificate"), "{none}");
+}
