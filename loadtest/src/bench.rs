@@ -1,8 +1,8 @@
 //! The benches: each against its target, as the median of several runs.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use crate::{layers, line, local};
+use crate::{cluster, layers, line, local};
 
 /// Which side of the target is good.
 #[derive(Clone, Copy)]
@@ -11,13 +11,13 @@ enum Target {
     AtMost(f64),
 }
 
-struct Bench {
-    name: &'static str,
+struct Bench<'a> {
+    name: &'a str,
     unit: &'static str,
     target: Target,
 }
 
-pub(crate) async fn run(runs: usize, only: &str, directory: &Path) -> anyhow::Result<()> {
+pub(crate) async fn run(runs: usize, only: &str, directory: &Path, kills: usize) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     line(format!("{cores} cores, {} build, data below {}", build(), directory.display()));
     line(format!("{:<52} {:>12} {:>12} {:>22}  ", "bench", "target", "median", "min..max"));
@@ -79,6 +79,78 @@ pub(crate) async fn run(runs: usize, only: &str, directory: &Path) -> anyhow::Re
     if wanted(bench.name) {
         bench.report(vec![layers::bytes_a_step(10_000) / layers::bytes_a_step(1_000)]);
     }
+    with_workers(runs, only, directory, (1, "one node", 12_000.0, 3.0)).await?;
+    with_workers(runs, only, directory, (3, "three nodes", 5_000.0, 6.0)).await?;
+    leaders_go(only, directory, kills).await
+}
+
+/// Real processes, and a worker over gRPC on every node.
+async fn with_workers(
+    runs: usize,
+    only: &str,
+    directory: &Path,
+    (nodes, title, steps, p50): (usize, &str, f64, f64),
+) -> anyhow::Result<()> {
+    let throughput = Bench {
+        name: &format!("{title}, 3 worker tasks, 256 clients, gRPC"),
+        unit: "steps/s",
+        target: Target::AtLeast(steps),
+    };
+    let latency = Bench {
+        name: &format!("{title}, one client, 3 worker tasks, p50"),
+        unit: "ms",
+        target: Target::AtMost(p50),
+    };
+    let commits = Bench {
+        name: &format!("{title}, single commits, 256 clients, gRPC"),
+        unit: "commits/s",
+        target: Target::AtLeast(9_000.0),
+    };
+    if ![&throughput, &latency, &commits].iter().any(|bench| bench.name.contains(only)) {
+        return Ok(());
+    }
+    let loaded = Arc::new(cluster::Loaded::start(directory, nodes).await?);
+    let (mut steps, mut p50, mut single) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..runs {
+        if latency.name.contains(only) {
+            p50.push(loaded.one_client_p50(300).await?);
+        }
+        if throughput.name.contains(only) {
+            steps.push(loaded.steps(256, 5).await?);
+        }
+        if commits.name.contains(only) {
+            single.push(loaded.commits(256, 5).await?);
+        }
+    }
+    for (bench, came) in [(throughput, steps), (latency, p50), (commits, single)] {
+        if !came.is_empty() {
+            bench.report(came);
+        }
+    }
+    Ok(())
+}
+
+async fn leaders_go(only: &str, directory: &Path, kills: usize) -> anyhow::Result<()> {
+    let median = Bench {
+        name: "three nodes, leader killed, to the next commit",
+        unit: "s",
+        target: Target::AtMost(1.0),
+    };
+    if median.name.contains(only) {
+        let mut came = cluster::failovers(directory, kills).await?;
+        median.report(came.clone());
+        came.sort_by(f64::total_cmp);
+        let p99 = Bench { name: "three nodes, leader killed, p99", unit: "s", target: Target::AtMost(1.5) };
+        p99.report(vec![came[(came.len() * 99).div_ceil(100) - 1]]);
+    }
+    let planned = Bench {
+        name: "three nodes, lead handed over, longest commit",
+        unit: "ms",
+        target: Target::AtMost(100.0),
+    };
+    if planned.name.contains(only) {
+        planned.report(cluster::transfers(directory, 40).await?);
+    }
     Ok(())
 }
 
@@ -86,7 +158,7 @@ fn build() -> &'static str {
     if cfg!(debug_assertions) { "DEBUG (figures do not count)" } else { "release" }
 }
 
-impl Bench {
+impl Bench<'_> {
     fn report(&self, mut came: Vec<f64>) {
         came.sort_by(f64::total_cmp);
         let (min, max) = (came[0], came[came.len() - 1]);

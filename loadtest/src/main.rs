@@ -2,6 +2,7 @@
 //! and stops by itself.
 
 mod bench;
+mod cluster;
 mod http;
 mod layers;
 mod local;
@@ -30,6 +31,9 @@ enum Command {
         /// Where data is written: a real file system, not one in memory.
         #[arg(long, default_value = ".")]
         directory: std::path::PathBuf,
+        /// How often a leader is killed.
+        #[arg(long, default_value_t = 100)]
+        kills: usize,
     },
     /// Load over HTTP. With --rate an open loop (latency from the intended start), without it a closed loop.
     Run(http::RunArgs),
@@ -43,7 +47,7 @@ pub(crate) fn line(text: impl std::fmt::Display) {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Bench { runs, only, directory } => bench::run(runs, &only, &directory).await?,
+        Command::Bench { runs, only, directory, kills } => bench::run(runs, &only, &directory, kills).await?,
         Command::Run(args) => http::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)

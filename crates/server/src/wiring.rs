@@ -61,6 +61,8 @@ pub struct Server {
     app: Arc<App>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    /// They end with the shards.
+    watching: Vec<JoinHandle<()>>,
     vendor: Option<simulated::Server>,
     http: SocketAddr,
     grpc: SocketAddr,
@@ -127,14 +129,14 @@ impl Server {
         let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
         let mut tasks = vec![serve_http(http_listener, tls.clone(), Arc::clone(&app), stopping.clone())?];
         tasks.push(serve_grpc(grpc_listener, tls, Arc::clone(&app), stopping)?);
-        tasks.push(tokio::spawn(count_ended(Arc::clone(&app))));
+        let watching = app.sessions.watch_ended(&app.metrics.sessions_ended);
         for group in app.sessions.node().groups().values() {
             let mut leadership = group.leadership();
             // The node may be stopped before anybody leads.
             let led = |lead: &Leadership| *lead != Leadership::Elsewhere { leader: None };
             let _ = leadership.wait_for(led).await;
         }
-        Ok(Self { app, stop, tasks, vendor, http, grpc })
+        Ok(Self { app, stop, tasks, watching, vendor, http, grpc })
     }
 
     /// Where HTTP listens.
@@ -176,6 +178,7 @@ impl Server {
                 abort.abort();
             }
         }
+        self.watching.iter().for_each(JoinHandle::abort);
         let mut app = self.app;
         for _ in 0..100 {
             app = match Arc::try_unwrap(app) {
@@ -297,23 +300,6 @@ fn serve_grpc(
             tracing::error!(%error, "grpc stopped");
         }
     }))
-}
-
-async fn count_ended(app: Arc<App>) {
-    let mut stopping = app.stopping.clone();
-    let mut news = app.sessions.watch_all();
-    let ended = app.metrics.sessions_ended.clone();
-    drop(app);
-    loop {
-        tokio::select! {
-            watch = news.recv() => match watch {
-                Some(watch) if watch.ended => { ended.inc(); }
-                Some(_) => {}
-                None => return,
-            },
-            _ = stopping.wait_for(|stopping| *stopping) => return,
-        }
-    }
 }
 
 fn load_tls(config: &Config) -> Result<Option<Tls>, StartError> {

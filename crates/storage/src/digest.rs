@@ -22,7 +22,7 @@ pub struct RowDigest(pub u128);
 
 impl RowDigest {
     /// The hash of a row: of its key's length, its key without the shard's prefix, and its value.
-    fn row(key: &[u8], value: &[u8]) -> u128 {
+    pub(crate) fn row(key: &[u8], value: &[u8]) -> u128 {
         let mut hasher = Hasher::new();
         hasher.write(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
         hasher.write(key);
@@ -31,13 +31,13 @@ impl RowDigest {
     }
 
     /// With a row more.
-    pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) {
-        self.0 = self.0.wrapping_add(Self::row(key, value));
+    pub(crate) fn add(&mut self, hash: u128) {
+        self.0 = self.0.wrapping_add(hash);
     }
 
     /// With a row less.
-    pub(crate) fn remove(&mut self, key: &[u8], value: &[u8]) {
-        self.0 = self.0.wrapping_sub(Self::row(key, value));
+    pub(crate) fn remove(&mut self, hash: u128) {
+        self.0 = self.0.wrapping_sub(hash);
     }
 }
 
@@ -114,7 +114,7 @@ impl StateDb {
                 .ok_or_else(|| Error::corrupt(after(&last), "not a key"))?;
             proto::record::decode_row(&key, &value)
                 .map_err(|error| Error::corrupt(format!("state of shard {shard}, {key:?}"), error))?;
-            digest.add(&full[from.len()..], &value);
+            digest.add(RowDigest::row(&full[from.len()..], &value));
             rows += 1;
             bytes += full.len() + value.len();
             if bytes >= SCRUB_BYTES {

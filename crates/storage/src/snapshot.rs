@@ -115,7 +115,7 @@ impl Import {
                 .map_err(|error| Error::corrupt(format!("snapshot, {decoded:?}"), error))?;
             batch.put([&prefix[..], &key].concat(), &value);
             self.rows += 1;
-            self.digest.add(&key, &value);
+            self.digest.add(RowDigest::row(&key, &value));
             self.crc32c = row_checksum(self.crc32c, &key, &value);
         }
         self.check_turn()?;

@@ -17,11 +17,11 @@ use ids::ShardId;
 use machine::{Key, Read, Row, Tables};
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions,
-    Snapshot, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode,
+    Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
 
-use crate::{Error, digest::digest_key, keys};
+use crate::{Error, RowDigest, digest::digest_key, keys};
 
 /// How the state database works.
 #[derive(Debug, Clone)]
@@ -45,22 +45,35 @@ pub struct StateDb {
 /// Rows as they are after the last batch, so that the rows a session is at work on are not read and decoded for every
 /// command. Two generations: what is not used while the young one fills is dropped with the old one.
 pub(crate) struct RowCache {
-    young: HashMap<Key, Row>,
-    old: HashMap<Key, Row>,
+    young: HashMap<Key, Cached>,
+    old: HashMap<Key, Cached>,
     limit: usize,
+}
+
+/// A row, and its part of the digest: of the bytes that are stored, so that they need not be read again when it
+/// changes.
+#[derive(Clone)]
+struct Cached {
+    row: Row,
+    hash: u128,
 }
 
 impl RowCache {
     fn get(&mut self, key: &Key) -> Option<Row> {
-        if let Some(row) = self.young.get(key) {
-            return Some(row.clone());
+        if let Some(cached) = self.young.get(key) {
+            return Some(cached.row.clone());
         }
-        let (key, row) = self.old.remove_entry(key)?;
-        self.insert(key, row.clone());
+        let (key, cached) = self.old.remove_entry(key)?;
+        let row = cached.row.clone();
+        self.insert(key, cached);
         Some(row)
     }
 
-    fn insert(&mut self, key: Key, row: Row) {
+    fn hash(&self, key: &Key) -> Option<u128> {
+        self.young.get(key).or_else(|| self.old.get(key)).map(|cached| cached.hash)
+    }
+
+    fn insert(&mut self, key: Key, row: Cached) {
         if self.young.len() >= self.limit / 2 {
             self.old = std::mem::take(&mut self.young);
         }
@@ -85,7 +98,10 @@ fn is_written_once(key: &Key) -> bool {
 
 /// Whether a row is worth keeping decoded: those that are read again by the next commands of their session.
 fn is_hot(key: &Key) -> bool {
-    matches!(key, Key::Shard | Key::Definition(_) | Key::Session(_) | Key::Scope(..) | Key::Step(..))
+    matches!(
+        key,
+        Key::Shard | Key::Definition(_) | Key::Session(_) | Key::Scope(..) | Key::Step(..) | Key::Pending(..)
+    )
 }
 
 impl StateDb {
@@ -103,10 +119,20 @@ impl StateDb {
         db_options.set_compression_type(DBCompressionType::Lz4);
         db_options.set_max_background_jobs(2);
         db_options.set_keep_log_file_num(4);
+        // Most rows that are asked for and are not there are those of steps that begin.
+        db_options.set_memtable_prefix_bloom_ratio(0.05);
+        db_options.set_memtable_whole_key_filtering(true);
         let mut table = BlockBasedOptions::default();
         table.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
         table.set_bloom_filter(10.0, false);
+        // In parts: one filter of a large table would not fit into a shard of the cache, and be read again for every
+        // row.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_metadata_block_size(4 << 10);
         table.set_cache_index_and_filter_blocks(true);
+        table.set_pin_top_level_index_and_filter(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
         db_options.set_block_based_table_factory(&table);
         let db = DB::open(&db_options, path)?;
         let mut incarnations = HashMap::new();
@@ -246,8 +272,8 @@ impl Batch<'_> {
         }
         let (db, shard) = (self.db, self.shard);
         match write_rows(db, self.prefix, shard, &uncommitted, applied) {
-            Ok(()) => {
-                keep(&mut self.cache.lock(), uncommitted);
+            Ok(hashes) => {
+                keep(&mut self.cache.lock(), uncommitted, hashes);
                 Ok(())
             }
             Err(error) => Err((error, uncommitted)),
@@ -277,8 +303,8 @@ impl StateDb {
     ) -> Result<(), (Error, Uncommitted)> {
         let prefix = keys::prefix(shard, self.incarnation(shard));
         match write_rows(self, prefix, shard, &rows, applied) {
-            Ok(()) => {
-                keep(&mut self.cache(shard).lock(), rows);
+            Ok(hashes) => {
+                keep(&mut self.cache(shard).lock(), rows, hashes);
                 Ok(())
             }
             Err(error) => Err((error, rows)),
@@ -286,45 +312,56 @@ impl StateDb {
     }
 }
 
+/// Writes rows; the part of each in the digest, in their order.
 fn write_rows(
     db: &StateDb,
     prefix: [u8; 6],
     shard: ShardId,
     rows: &Uncommitted,
     applied: &[u8],
-) -> Result<(), Error> {
+) -> Result<Vec<u128>, Error> {
     let mut batch = WriteBatch::default();
     let mut digest = db.digest(shard)?;
+    let (cache, mut hashes) = (db.cache(shard), Vec::with_capacity(rows.0.len()));
     let mut full = prefix.to_vec();
     for (key, row) in &rows.0 {
         full.truncate(prefix.len());
         full.extend_from_slice(&keys::encode_key(key));
-        if (row.is_none() || !is_written_once(key))
-            && let Some(before) = db.db.get_pinned(&full)?
-        {
-            digest.remove(&full[prefix.len()..], &before);
+        if row.is_none() || !is_written_once(key) {
+            let cached = if is_hot(key) { cache.lock().hash(key) } else { None };
+            if let Some(hash) = cached {
+                digest.remove(hash);
+            } else if let Some(before) = db.db.get_pinned(&full)? {
+                digest.remove(RowDigest::row(&full[prefix.len()..], &before));
+            }
         }
         match row {
             Some(row) => {
                 let value = proto::record::encode_row(row);
-                digest.add(&full[prefix.len()..], &value);
+                let hash = RowDigest::row(&full[prefix.len()..], &value);
+                digest.add(hash);
+                hashes.push(hash);
                 batch.put(&full, value);
             }
-            None => batch.delete(&full),
+            None => {
+                hashes.push(0);
+                batch.delete(&full);
+            }
         }
     }
     batch.put(digest_key(shard, db.incarnation(shard)), digest.0.to_be_bytes());
     batch.put(applied_key(shard, db.incarnation(shard)), applied);
-    db.write(batch)
+    db.write(batch)?;
+    Ok(hashes)
 }
 
-fn keep(cache: &mut RowCache, rows: Uncommitted) {
-    for (key, row) in rows.0 {
+fn keep(cache: &mut RowCache, rows: Uncommitted, hashes: Vec<u128>) {
+    for ((key, row), hash) in rows.0.into_iter().zip(hashes) {
         if !is_hot(&key) {
             continue;
         }
         match row {
-            Some(row) => cache.insert(key, row),
+            Some(row) => cache.insert(key, Cached { row, hash }),
             None => cache.remove(&key),
         }
     }
@@ -340,18 +377,22 @@ impl Read for Batch<'_> {
         {
             return Some(row);
         }
-        let read = match self.db.db.get_pinned(self.full_key(key)) {
-            Ok(Some(bytes)) => decode(key, &bytes).map(Some),
+        let full = self.full_key(key);
+        let hash = |bytes: &[u8]| RowDigest::row(&full[self.prefix.len()..], bytes);
+        let read = match self.db.db.get_pinned(&full) {
+            Ok(Some(bytes)) => decode(key, &bytes).map(|row| Some(Cached { row, hash: hash(&bytes) })),
             Ok(None) => Ok(None),
             Err(error) => Err(error.into()),
         };
         match read {
-            Ok(row) => {
-                if let (true, Some(row)) = (is_hot(key), &row) {
-                    self.cache.lock().insert(key.clone(), row.clone());
+            Ok(Some(cached)) => {
+                let row = cached.row.clone();
+                if is_hot(key) {
+                    self.cache.lock().insert(key.clone(), cached);
                 }
-                row
+                Some(row)
             }
+            Ok(None) => None,
             Err(error) => keep_first(&self.error, error),
         }
     }
@@ -438,16 +479,20 @@ impl Read for View<'_> {
             return Some(row);
         }
         let full = [&self.prefix[..], &keys::encode_key(key)].concat();
-        let read = match self.snapshot.get_pinned(full) {
-            Ok(Some(bytes)) => decode(key, &bytes).map(Some),
-            Ok(None) => Ok(None),
-            Err(error) => Err(error.into()),
-        };
-        let row = read.unwrap_or_else(|error| keep_first(&self.error, error));
-        if is_definition && let Some(row) = &row {
-            self.cache.lock().insert(key.clone(), row.clone());
+        match self.snapshot.get_pinned(&full) {
+            Ok(Some(bytes)) => match decode(key, &bytes) {
+                Ok(row) => {
+                    if is_definition {
+                        let hash = RowDigest::row(&full[self.prefix.len()..], &bytes);
+                        self.cache.lock().insert(key.clone(), Cached { row: row.clone(), hash });
+                    }
+                    Some(row)
+                }
+                Err(error) => keep_first(&self.error, error),
+            },
+            Ok(None) => None,
+            Err(error) => keep_first(&self.error, error.into()),
         }
-        row
     }
 
     fn scan(&self, from: &Key, to: &Key, limit: usize) -> Vec<(Key, Row)> {

@@ -1,6 +1,6 @@
 //! Evaluation of templates and expressions against the values of a session. On the leader only.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
 use cel::{Context, objects::Key};
 use serde_json::Value;
@@ -59,9 +59,14 @@ pub fn render(template: &str, variables: &Value) -> Result<String, Error> {
 ///
 /// A syntax error, an unknown field, or an operator on the wrong types.
 pub fn value(text: &str, variables: &Value) -> Result<Value, Error> {
+    if let Some(found) = at_path(text, variables) {
+        return Ok(found.clone());
+    }
     let fail = |reason: String| Error::Expression { expression: text.to_owned(), reason };
     let program = expression::program(text).map_err(fail)?;
-    let mut context = Context::default();
+    // The library's functions are declared once: that costs more than most expressions.
+    static LIBRARY: LazyLock<Context<'static, 'static>> = LazyLock::new(Context::default);
+    let mut context = LIBRARY.new_inner_scope();
     if let Value::Object(variables) = variables {
         for (name, value) in variables {
             context.add_variable_from_value(name.clone(), to_cel(value));
@@ -69,6 +74,21 @@ pub fn value(text: &str, variables: &Value) -> Result<Value, Error> {
     }
     let value = program.execute(&context).map_err(|error| fail(error.to_string()))?;
     value.json().map_err(|error| fail(error.to_string()))
+}
+
+/// What an expression that only names a value names, such as `steps.plan.output.files`: most are like that. `None` for
+/// any other expression, and for a value that is not there, which is the evaluation's to explain.
+fn at_path<'a>(text: &str, variables: &'a Value) -> Option<&'a Value> {
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && name.chars().all(|of| of.is_ascii_alphanumeric() || of == '_')
+            && !matches!(name, "true" | "false" | "null" | "in")
+    };
+    let mut found = variables;
+    for name in text.trim().split('.') {
+        found = if is_name(name) { found.as_object()?.get(name)? } else { return None };
+    }
+    Some(found)
 }
 
 /// Evaluates a condition.
@@ -136,6 +156,8 @@ mod tests {
         assert!(matches!(condition("input.n", &variables), Err(Error::Type { .. })));
         assert!(matches!(list("input.n", &variables), Err(Error::Type { .. })));
         assert!(value("input.missing.x", &variables).is_err());
+        assert_eq!(value(" input.files ", &variables).unwrap(), json!([{"path": "a"}, {"path": "b"}]));
+        assert_eq!(value("true", &json!({"true": 1})).unwrap(), json!(true));
         assert_eq!(render("{{ input.n }} < & {{ input.files[1].path }}", &variables).unwrap(), "3 < & b");
         assert!(render("{{ input.missing }}", &variables).is_err());
     }

@@ -6,7 +6,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use ids::{Seq, SessionId};
-use machine::SessionLimits;
+use machine::{SessionLimits, SessionStatus};
 use proto::api::{
     self,
     session_service_server::{SessionService, SessionServiceServer},
@@ -25,6 +25,9 @@ use crate::{
 /// A connection over which nothing comes back is given up after both.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a start waits at most for the session's end.
+const WAIT_MS_MAX: u32 = 3_600_000;
 
 /// All services: sessions, workers, health, reflection.
 pub(crate) async fn router(app: Arc<App>) -> Result<Router, String> {
@@ -131,6 +134,7 @@ impl SessionService for Service {
             (true, false) => WorkflowRef::Source(request.workflow_source),
             _ => return Err(ApiError::invalid("give one of workflow and workflow_source").into()),
         };
+        let wait = Duration::from_millis(request.wait_ms.min(WAIT_MS_MAX).into());
         let start = Start {
             workflow,
             input: parse_json("input_json", &request.input_json)?,
@@ -144,8 +148,15 @@ impl SessionService for Service {
         if started.created {
             self.app.metrics.sessions_started.inc();
         }
-        let (id, status) = (started.id.to_string(), started.status.name().to_owned());
-        Ok(Response::new(api::StartSessionResponse { id, status, created: started.created }))
+        let (mut status, mut output_json) = (started.status, String::new());
+        if wait > Duration::ZERO {
+            status = self.app.sessions.wait_ended(started.id, wait).await?;
+            if status == SessionStatus::Completed {
+                output_json = self.app.sessions.output(started.id)?.to_string();
+            }
+        }
+        let (id, status) = (started.id.to_string(), status.name().to_owned());
+        Ok(Response::new(api::StartSessionResponse { id, status, created: started.created, output_json }))
     }
 
     async fn get_session(&self, request: Request<api::GetSessionRequest>) -> Reply<api::Session> {

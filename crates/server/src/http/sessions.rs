@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::{Stream, stream};
 use ids::{Seq, SessionId};
-use machine::Decision;
+use machine::{Decision, SessionStatus};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -24,6 +24,8 @@ use crate::{
 
 type Reply = Result<Response, ApiError>;
 
+/// How long a start waits at most for the session's end.
+const WAIT_MS_MAX: u64 = 3_600_000;
 /// How often an idle stream says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a stream waits for news before it looks by itself.
@@ -53,12 +55,21 @@ struct StartBody {
     budget: Option<Value>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartQuery {
+    #[serde(default)]
+    wait_ms: u64,
+}
+
 pub(super) async fn start(
     State(app): State<Arc<App>>,
     Tenant(tenant): Tenant,
+    query: Result<Query<StartQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Reply {
+    let Query(query) = query?;
     let body: StartBody = parse(body)?;
     match body.durability.as_deref() {
         None | Some("local") => {}
@@ -97,8 +108,16 @@ pub(super) async fn start(
         app.metrics.sessions_started.inc();
     }
     let status = if started.created { StatusCode::CREATED } else { StatusCode::OK };
-    let body = json!({"id": started.id.to_string(), "status": started.status.name(), "durability": "local",
-        "position": started.position});
+    let mut stands = started.status;
+    let mut body = json!({"id": started.id.to_string(), "durability": "local", "position": started.position});
+    if query.wait_ms > 0 {
+        let wait = Duration::from_millis(query.wait_ms.min(WAIT_MS_MAX));
+        stands = app.sessions.wait_ended(started.id, wait).await?;
+        if stands == SessionStatus::Completed {
+            body["output"] = app.sessions.output(started.id)?;
+        }
+    }
+    body["status"] = stands.name().into();
     Ok((status, Json(body)).into_response())
 }
 

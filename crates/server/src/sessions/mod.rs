@@ -9,7 +9,7 @@ use ids::{Seq, SessionId, ShardId, StepId};
 use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
 use providers::{ProviderStatus, Router};
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 
 use crate::error::{self, ApiError};
 
@@ -19,6 +19,7 @@ const ELECTION_PAUSE: Duration = Duration::from_millis(20);
 /// Events of one page.
 pub(crate) const EVENTS_PAGE_MAX: usize = 500;
 
+mod ended;
 mod read;
 mod show;
 mod start;
@@ -70,6 +71,7 @@ pub struct Sessions {
     engines: BTreeMap<ShardId, Engine>,
     workers: Arc<Workers>,
     router: Arc<Router>,
+    waiters: Arc<ended::Waiters>,
 }
 
 impl Sessions {
@@ -79,7 +81,7 @@ impl Sessions {
         workers: Arc<Workers>,
         router: Arc<Router>,
     ) -> Self {
-        Self { node, engines, workers, router }
+        Self { node, engines, workers, router, waiters: Arc::default() }
     }
 
     pub(crate) fn drain(&self) {
@@ -205,28 +207,6 @@ impl Sessions {
     /// News of a session's shard.
     pub(crate) fn watch(&self, id: SessionId) -> Result<broadcast::Receiver<Watch>> {
         Ok(self.group_of(id)?.effects().watch())
-    }
-
-    /// News of all sessions of this node.
-    pub(crate) fn watch_all(&self) -> mpsc::Receiver<Watch> {
-        let (sender, receiver) = mpsc::channel(1024);
-        for group in self.node.groups().values() {
-            let (mut news, sender) = (group.effects().watch(), sender.clone());
-            tokio::spawn(async move {
-                loop {
-                    match news.recv().await {
-                        Ok(watch) => {
-                            if sender.send(watch).await.is_err() {
-                                return;
-                            }
-                        }
-                        Err(broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(broadcast::error::RecvError::Closed) => return,
-                    }
-                }
-            });
-        }
-        receiver
     }
 }
 

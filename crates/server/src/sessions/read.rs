@@ -11,7 +11,7 @@ use super::{
     EVENTS_PAGE_MAX, Events, Result, Sessions, pending,
     show::{event_json, failure_of, kind, summary, waits_for},
 };
-use crate::error::ApiError;
+use crate::error::{self, ApiError};
 
 /// Steps that one answer shows.
 pub(super) const STEPS_MAX: usize = 1_000;
@@ -44,6 +44,17 @@ impl Sessions {
         session.insert("steps_truncated".into(), more.into());
         view.check()?;
         Ok(Value::Object(session))
+    }
+
+    /// The output of a session that has completed, and belongs to whoever asks.
+    pub(crate) fn output(&self, id: SessionId) -> Result<Value> {
+        let view = self.group_of(id)?.view();
+        let row = view.session(id).ok_or_else(|| ApiError::not_found(format!("session {id}")))?;
+        let definition = view.definition(row.definition);
+        let definition =
+            definition.ok_or_else(|| ApiError::new(error::INTERNAL, "the definition is missing"))?;
+        let output = Values::new(&view, id, &definition).session_output();
+        output.map_err(|reason| ApiError::new(error::INTERNAL, format!("the output: {reason}")))
     }
 
     /// The tenant's sessions, newest first.

@@ -27,7 +27,18 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("chaos", &["providers", "testkit"]),
     (
         "loadtest",
-        &["consensus", "engine", "ids", "machine", "providers", "server", "storage", "testkit", "workflow"],
+        &[
+            "consensus",
+            "engine",
+            "ids",
+            "machine",
+            "proto",
+            "providers",
+            "storage",
+            "testkit",
+            "worker",
+            "workflow",
+        ],
     ),
 ];
 

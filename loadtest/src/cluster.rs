@@ -1,0 +1,219 @@
+//! Benches of real node processes: sessions whose steps a worker does over gRPC, single commands, and what happens when
+//! leaders go.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+use proto::api::{self, session_service_client::SessionServiceClient};
+use serde_json::{Value, json};
+use testkit::Cluster;
+use tokio::{sync::oneshot, time::Instant};
+use tonic::transport::{Channel, Endpoint};
+
+/// Three steps, each done by a worker outside.
+const TASKS: &str = "name: tasks\nsteps:\n  - {id: a, task: {queue: q, input: input}}\n  \
+     - {id: b, task: {queue: q, input: input}}\n  - {id: c, task: {queue: q, input: input}}\n";
+/// One command, one commit: the session then waits.
+const ONE_COMMIT: &str = "name: one\nsteps:\n  - {id: a, wait: {signal: never}}\n";
+const CONFIG: &str = "[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n";
+const INPUT: &str =
+    r#"{"text":"an input of a usual size, a hundred bytes or so, as a client gives it to a session"}"#;
+const WARM_UP: Duration = Duration::from_secs(1);
+/// A call that takes longer has failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A cluster under load, with a worker on every node.
+pub(crate) struct Loaded {
+    /// Its nodes end with this.
+    _cluster: Cluster,
+    channels: Vec<Channel>,
+    _workers: Vec<oneshot::Sender<()>>,
+    _temp: tempfile::TempDir,
+}
+
+impl Loaded {
+    pub(crate) async fn start(directory: &Path, nodes: usize) -> anyhow::Result<Self> {
+        let temp = tempfile::tempdir_in(directory)?;
+        let cluster = Cluster::start(temp.path(), nodes, CONFIG).await?;
+        let (mut channels, mut workers) = (Vec::new(), Vec::new());
+        for number in cluster.members() {
+            let url = cluster.grpc_url(number);
+            channels.push(Endpoint::from_shared(url.clone())?.tcp_nodelay(true).connect().await?);
+            let options = worker::Options {
+                endpoints: vec![url],
+                name: format!("bench-{number}"),
+                queues: vec!["q".into()],
+                capacity: 1024,
+                ca: None,
+                token: None,
+            };
+            let (stop, stopped) = oneshot::channel::<()>();
+            let answer = |task: worker::Task| async move { Ok(task.input) };
+            tokio::spawn(worker::run(options, answer, async {
+                // Dropped, it stops as well.
+                let _ = stopped.await;
+            }));
+            workers.push(stop);
+        }
+        for source in [TASKS, ONE_COMMIT] {
+            let request = api::ApplyWorkflowRequest { source: source.into() };
+            SessionServiceClient::new(channels[0].clone()).apply_workflow(request).await?;
+        }
+        Ok(Self { _cluster: cluster, channels, _workers: workers, _temp: temp })
+    }
+
+    async fn call(&self, client: usize, workflow: &str, wait: bool) -> anyhow::Result<()> {
+        let channel = self.channels[client % self.channels.len()].clone();
+        let request = api::StartSessionRequest {
+            workflow: workflow.into(),
+            input_json: INPUT.into(),
+            wait_ms: if wait { 20_000 } else { 0 },
+            ..Default::default()
+        };
+        let mut client = SessionServiceClient::new(channel);
+        let answer = tokio::time::timeout(CALL_TIMEOUT, client.start_session(request)).await??.into_inner();
+        if wait && answer.status != "completed" {
+            bail!("a session is {}", answer.status);
+        }
+        Ok(())
+    }
+
+    /// Calls a second of so many clients at once.
+    async fn rate(
+        self: &Arc<Self>,
+        clients: usize,
+        seconds: u64,
+        workflow: &'static str,
+        wait: bool,
+    ) -> anyhow::Result<f64> {
+        let begin = Instant::now() + WARM_UP;
+        let end = begin + Duration::from_secs(seconds);
+        let counted = Arc::new(AtomicU64::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        for client in 0..clients {
+            let (loaded, counted) = (Arc::clone(self), Arc::clone(&counted));
+            tasks.spawn(async move {
+                while Instant::now() < end {
+                    loaded.call(client, workflow, wait).await?;
+                    if (begin..end).contains(&Instant::now()) {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+        let rate = counted.load(Ordering::Relaxed) as f64 / seconds as f64;
+        Ok(rate)
+    }
+
+    /// Steps a second, in sessions of three tasks.
+    pub(crate) async fn steps(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<f64> {
+        Ok(3.0 * self.rate(clients, seconds, "tasks", true).await?)
+    }
+
+    /// Commits a second, of one command each as its client sees it.
+    pub(crate) async fn commits(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<f64> {
+        self.rate(clients, seconds, "one", false).await
+    }
+
+    /// The median time of a session of three tasks, in milliseconds, with one client.
+    pub(crate) async fn one_client_p50(&self, sessions: u32) -> anyhow::Result<f64> {
+        for _ in 0..50 {
+            self.call(0, "tasks", true).await?;
+        }
+        let mut took = Histogram::<u64>::new(3)?;
+        for _ in 0..sessions {
+            let started = Instant::now();
+            self.call(0, "tasks", true).await?;
+            took.record(u64::try_from(started.elapsed().as_micros())?)?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of a session")]
+        let p50 = took.value_at_quantile(0.5) as f64 / 1000.0;
+        Ok(p50)
+    }
+}
+
+/// Seconds from the kill of a shard's leader to the next commit in that shard, by a client that has the other nodes.
+pub(crate) async fn failovers(directory: &Path, kills: usize) -> anyhow::Result<Vec<f64>> {
+    let temp = tempfile::tempdir_in(directory)?;
+    let mut cluster = Cluster::start(temp.path(), 3, CONFIG).await?;
+    let http = reqwest::Client::builder().timeout(CALL_TIMEOUT).build()?;
+    let apply = http.post(format!("{}/v1/workflows", cluster.url(0))).body(ONE_COMMIT).send().await?;
+    apply.error_for_status()?;
+    let mut came = Vec::new();
+    for kill in 0..kills {
+        let shard = u16::try_from(kill % 4)?;
+        let leader = cluster.leader(shard).await.context("the shard has no leader")?;
+        let other = cluster.url((leader + 1) % 3);
+        commit(&http, &other, shard).await?;
+        cluster.kill(leader)?;
+        let killed = Instant::now();
+        commit(&http, &other, shard).await?;
+        came.push(killed.elapsed().as_secs_f64());
+        cluster.restart(leader).await?;
+        cluster.until_whole().await?;
+    }
+    Ok(came)
+}
+
+/// Milliseconds that a planned hand-over of a lead keeps the next commit in that shard waiting.
+pub(crate) async fn transfers(directory: &Path, count: usize) -> anyhow::Result<Vec<f64>> {
+    let temp = tempfile::tempdir_in(directory)?;
+    let cluster = Cluster::start(temp.path(), 3, CONFIG).await?;
+    let http = reqwest::Client::builder().timeout(CALL_TIMEOUT).build()?;
+    let apply = http.post(format!("{}/v1/workflows", cluster.url(0))).body(ONE_COMMIT).send().await?;
+    apply.error_for_status()?;
+    let mut came = Vec::new();
+    for number in 0..count {
+        let shard = u16::try_from(number % 4)?;
+        commit(&http, &cluster.url(0), shard).await?;
+        // The longest of the commits that are under way while the lead moves.
+        let (moved, mut moving) = oneshot::channel();
+        let longest = async {
+            let mut longest = Duration::ZERO;
+            loop {
+                let started = Instant::now();
+                commit(&http, &cluster.url(0), shard).await?;
+                longest = longest.max(started.elapsed());
+                if moving.try_recv().is_ok() {
+                    return anyhow::Ok(longest);
+                }
+            }
+        };
+        let transfer = async {
+            cluster.transfer(shard).await?;
+            // The other half is done.
+            let _ = moved.send(());
+            anyhow::Ok(())
+        };
+        let (longest, ()) = tokio::try_join!(longest, transfer)?;
+        came.push(longest.as_secs_f64() * 1000.0);
+    }
+    Ok(came)
+}
+
+/// Starts a session in a shard: one commit.
+async fn commit(http: &reqwest::Client, url: &str, shard: u16) -> anyhow::Result<()> {
+    let unique: u128 = rand::random();
+    let id = ids::SessionId::new(ids::RegionId(0), ids::ShardId(shard), unique);
+    let body = json!({"workflow": "one", "id": id.to_string()});
+    let answer = http.post(format!("{url}/v1/sessions")).json(&body).send().await?;
+    let status = answer.status();
+    let said: Value = answer.json().await.unwrap_or_default();
+    if !status.is_success() {
+        bail!("a start was answered {status}: {said}");
+    }
+    Ok(())
+}
