@@ -73,6 +73,7 @@ impl Local {
             member: Member::default(),
             tls: None,
             join: vec![],
+            flush_interval: Duration::from_secs(30),
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,
         };

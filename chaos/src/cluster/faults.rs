@@ -87,28 +87,28 @@ async fn inject_one(
             cluster.resume(target)?;
         }
         Fault::Drain => {
-            load.leave(&cluster.url(leader));
+            load.leave(cluster, leader);
             let code = cluster.stop(leader).await?;
             anyhow::ensure!(code == Some(0), "a drained node ended with {code:?}");
             rest(random, 100..1_000).await;
             cluster.restart(leader).await?;
-            load.enter(&cluster.url(leader));
+            load.enter(cluster, leader);
         }
         Fault::Transfer => cluster.transfer(shard).await?,
         Fault::Replace => {
             let added = cluster.add().await?;
-            load.enter(&cluster.url(added));
-            load.leave(&cluster.url(follower));
+            load.enter(cluster, added);
+            load.leave(cluster, follower);
             cluster.remove(follower).await?;
             cluster.kill(follower)?;
         }
         Fault::RollingRestart => {
             for number in members {
-                load.leave(&cluster.url(number));
+                load.leave(cluster, number);
                 let code = cluster.stop(number).await?;
                 anyhow::ensure!(code == Some(0), "a drained node ended with {code:?}");
                 cluster.restart(number).await?;
-                load.enter(&cluster.url(number));
+                load.enter(cluster, number);
                 cluster.until_whole().await?;
             }
         }

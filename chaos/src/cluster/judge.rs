@@ -1,6 +1,6 @@
 //! What is there in the end, against what clients were told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use providers::simulated;
 use testkit::{
@@ -39,6 +39,14 @@ pub(super) async fn judge(
             violations.push(format!("{kind:?} never happened"));
         }
     }
+    let verified = load.verify(&cluster.urls()[0]).await?;
+    if verified["equal"] != true {
+        violations.push(format!("replicas differ: {verified}"));
+    }
+    let cut_off = load.workers_cut_off.load(Ordering::Relaxed);
+    if cut_off == 0 {
+        violations.push("no worker was cut off".into());
+    }
     let count = |fate: fn(&Fate) -> bool| operations.iter().filter(|of| fate(&of.fate)).count();
     let ok = count(|fate| matches!(fate, Fate::Ok(_)));
     if ok < 100 || acknowledged.is_empty() {
@@ -56,6 +64,7 @@ pub(super) async fn judge(
         ),
         format!("registers {}, each linearizable and the same on every node", load.registers.len()),
         format!("sessions acknowledged {}, finished {finished}", acknowledged.len()),
+        format!("workers cut off {cut_off}; all replicas equal, every row read"),
         format!("vendor calls {}", counts(vendor).await?.calls),
     ];
     lines

@@ -16,11 +16,14 @@ use testkit::{
     Cluster,
     history::{Action, Fate, History},
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 const REGISTERS: usize = 6;
 const REGISTER_CLIENTS: u64 = 8;
 const SESSION_CLIENTS: u64 = 6;
+const WORKERS: u64 = 3;
+/// How long all nodes may read their rows.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call that takes longer has an unknown outcome.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// A client with a key that knows every node must succeed within this time, whatever happens to one of them.
@@ -46,6 +49,7 @@ steps:
       items: '[1, 2]'
       steps:
         - {id: work, agent: {role: executor, prompt: 'item {{ item }} of {{ input.n }}'}}
+  - {id: outside, timeout: 20s, task: {queue: q, input: input.n}}
   - {id: last, agent: {role: auditor, prompt: 'last of {{ input.n }}: {{ steps.first.output }}'}}
 ";
 
@@ -56,6 +60,10 @@ pub(super) struct Load {
     seed: u64,
     http: reqwest::Client,
     urls: RwLock<Vec<String>>,
+    /// Where workers connect.
+    grpc: RwLock<Vec<String>>,
+    /// Workers that were cut off in the middle of their tasks.
+    pub(super) workers_cut_off: AtomicU64,
     stopping: AtomicBool,
     next_value: AtomicU64,
     /// The session that was acknowledged for each key.
@@ -74,6 +82,8 @@ impl Load {
             seed,
             http,
             urls: RwLock::new(cluster.urls()),
+            grpc: RwLock::new(cluster.members().into_iter().map(|number| cluster.grpc_url(number)).collect()),
+            workers_cut_off: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             next_value: AtomicU64::new(1),
             acknowledged: Mutex::default(),
@@ -104,6 +114,11 @@ impl Load {
         registers.into_iter().chain(sessions).collect()
     }
 
+    /// Workers, until they are dropped: what was acknowledged needs them to the end.
+    pub(super) fn employ(self: Arc<Self>) -> JoinSet<()> {
+        (0..WORKERS).map(|worker| Arc::clone(&self).work(worker)).collect()
+    }
+
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
@@ -113,17 +128,21 @@ impl Load {
     }
 
     /// A node is about to leave: clients are told, as a load balancer is.
-    pub(super) fn leave(&self, url: &str) {
-        if let Ok(mut urls) = self.urls.write() {
-            urls.retain(|of| of != url);
+    pub(super) fn leave(&self, cluster: &Cluster, number: usize) {
+        for (known, url) in [(&self.urls, cluster.url(number)), (&self.grpc, cluster.grpc_url(number))] {
+            if let Ok(mut known) = known.write() {
+                known.retain(|of| *of != url);
+            }
         }
     }
 
-    pub(super) fn enter(&self, url: &str) {
-        if let Ok(mut urls) = self.urls.write()
-            && !urls.iter().any(|of| of == url)
-        {
-            urls.push(url.to_owned());
+    pub(super) fn enter(&self, cluster: &Cluster, number: usize) {
+        for (known, url) in [(&self.urls, cluster.url(number)), (&self.grpc, cluster.grpc_url(number))] {
+            if let Ok(mut known) = known.write()
+                && !known.contains(&url)
+            {
+                known.push(url);
+            }
         }
     }
 
@@ -171,6 +190,31 @@ impl Load {
             };
             self.history.record(client, &register, action, called, fate);
             tokio::time::sleep(Duration::from_millis(random.random_range(0..20))).await;
+        }
+    }
+
+    /// Does the tasks of sessions, by one worker after another: most are cut off in the middle of what they do.
+    async fn work(self: Arc<Self>, number: u64) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ (1_000 + number));
+        loop {
+            let options = worker::Options {
+                endpoints: self.grpc.read().map(|urls| urls.clone()).unwrap_or_default(),
+                name: format!("worker-{number}"),
+                queues: vec!["q".into()],
+                capacity: 4,
+                ca: None,
+                token: None,
+            };
+            let pause = Duration::from_millis(random.random_range(1..80));
+            let answer = move |task: worker::Task| async move {
+                tokio::time::sleep(pause).await;
+                Ok(task.input)
+            };
+            let life = Duration::from_millis(random.random_range(500..4_000));
+            if tokio::time::timeout(life, worker::run(options, answer, std::future::pending())).await.is_err()
+            {
+                self.workers_cut_off.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -266,6 +310,13 @@ impl Load {
         let session = self.get(url, &format!("/v1/sessions/{id}?consistency=stale")).await;
         let status = session.map(|session| session["status"].as_str().unwrap_or_default().to_owned());
         status.is_ok_and(|status| ["completed", "failed", "canceled"].contains(&status.as_str()))
+    }
+
+    /// Whether all replicas are equal, and every stored row can be read; what the cluster says.
+    pub(super) async fn verify(&self, url: &str) -> anyhow::Result<Value> {
+        let request = self.http.post(format!("{url}/v1/cluster/verify")).timeout(VERIFY_TIMEOUT);
+        let answer = request.json(&json!({"scrub": true})).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
     }
 
     pub(super) async fn get(&self, url: &str, path: &str) -> anyhow::Result<Value> {

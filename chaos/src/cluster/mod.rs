@@ -49,6 +49,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     let config = node_config(&[vendor.base_url()], 5_000);
     let mut cluster = Cluster::start(temp.path(), options.nodes, &config).await?;
     let load = Arc::new(Load::begin(&cluster, options.seed).await?);
+    let _workers = Arc::clone(&load).employ();
     let clients = Arc::clone(&load).run();
 
     let injected = faults::inject(&mut cluster, &load, options).await;

@@ -13,8 +13,6 @@ use tokio::sync::watch;
 
 use crate::{Clock, Group, clock::Anchor, leadership};
 
-/// What a crash may have to apply again at most: time and bytes since the last flush.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(30);
 const FLUSH_BYTES: u64 = 64 << 20;
 /// How often the disk's free space is looked at, and the clock's anchor written.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -25,6 +23,7 @@ const ANCHOR_FILE: &str = "clock";
 pub(crate) struct Watcher {
     pub(crate) path: PathBuf,
     pub(crate) free_bytes_min: u64,
+    pub(crate) flush_interval: Duration,
     pub(crate) groups: BTreeMap<ShardId, Group>,
     pub(crate) log: Arc<LogDb>,
     pub(crate) state: Arc<StateDb>,
@@ -89,7 +88,7 @@ pub(crate) async fn flush_loop(watcher: Watcher) {
     let mut last = tokio::time::Instant::now();
     loop {
         tick.tick().await;
-        if last.elapsed() < FLUSH_INTERVAL && watcher.state.unflushed_bytes() < FLUSH_BYTES {
+        if last.elapsed() < watcher.flush_interval && watcher.state.unflushed_bytes() < FLUSH_BYTES {
             continue;
         }
         last = tokio::time::Instant::now();

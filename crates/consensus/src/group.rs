@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use ids::{NodeId, ShardId};
 use machine::{Command, Outcome};
-use openraft::raft::ReadPolicy;
+use openraft::{async_runtime::watch::WatchReceiver as _, raft::ReadPolicy};
 use proto::peer::{Empty, request, response};
 use storage::{StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -205,6 +205,14 @@ impl Group {
         if self.wishes.try_send(HandOver { to, done }).is_ok() {
             let _ = wait.await;
         }
+    }
+
+    /// The index of the first entry that the log still holds: a node that is behind it gets the state instead.
+    #[must_use]
+    pub fn log_from(&self) -> u64 {
+        let metrics = self.raft.metrics();
+        let purged = metrics.borrow_watched().purged;
+        purged.map_or(0, |id| id.index() + 1)
     }
 
     /// The shard as this node has applied it.

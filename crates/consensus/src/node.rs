@@ -46,6 +46,8 @@ pub struct NodeOptions {
     pub join: Vec<String>,
     /// Writes stop while the disk has fewer free bytes.
     pub free_bytes_min: u64,
+    /// How often the state is made durable and the log shortened; sooner once 64 MiB wait.
+    pub flush_interval: Duration,
     /// Bytes of the state's blocks kept in memory.
     pub block_cache_bytes: usize,
 }
@@ -162,6 +164,7 @@ impl Node {
         let watcher = Watcher {
             path: options.path.clone(),
             free_bytes_min: options.free_bytes_min,
+            flush_interval: options.flush_interval,
             groups: node.groups.clone(),
             log: Arc::clone(&node.log),
             state: Arc::clone(&node.state),
@@ -387,8 +390,9 @@ fn raft_config() -> Config {
     Config {
         cluster_name: "orchestra".into(),
         heartbeat_interval: 100,
-        election_timeout_min: 400,
-        election_timeout_max: 600,
+        // A follower waits for the longer one, and then for a time between the two, before it asks for votes.
+        election_timeout_min: 300,
+        election_timeout_max: 500,
         install_snapshot_timeout: 10_000,
         max_payload_entries: 256,
         snapshot_policy: SnapshotPolicy::Never,

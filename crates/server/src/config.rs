@@ -58,6 +58,8 @@ pub struct Node {
     pub insecure: bool,
     /// Writes stop while the disk has fewer free MiB.
     pub disk_free_min_mib: u64,
+    /// Seconds between two times that the state is made durable and the log shortened; sooner once 64 MiB wait.
+    pub flush_seconds: u64,
     /// MiB of stored blocks kept in memory.
     pub block_cache_mib: usize,
     /// Seconds that work under way is given to end when the node stops.
@@ -82,6 +84,7 @@ impl Default for Node {
             shards: 0,
             insecure: false,
             disk_free_min_mib: 64,
+            flush_seconds: 30,
             block_cache_mib: 64,
             drain_seconds: 300,
             worker_lease_ms: 10_000,
@@ -380,6 +383,12 @@ impl Config {
             return invalid(format!(
                 "node.worker_lease_ms must be 1000 to 600000 and node.worker_reconnect_ms 100 to the lease; found \
                  {lease} and {reconnect}"
+            ));
+        }
+        if !(1..=3_600).contains(&self.node.flush_seconds) {
+            return invalid(format!(
+                "node.flush_seconds must be 1 to 3600; found {}",
+                self.node.flush_seconds
             ));
         }
         if self.node.shards > 4096 {

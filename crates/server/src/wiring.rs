@@ -331,6 +331,7 @@ fn node_options(
         tls,
         join: config.node.join.clone(),
         free_bytes_min: config.node.disk_free_min_mib << 20,
+        flush_interval: Duration::from_secs(config.node.flush_seconds),
         block_cache_bytes: config.node.block_cache_mib << 20,
     }
 }

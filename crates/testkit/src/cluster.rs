@@ -97,6 +97,17 @@ impl Cluster {
         format!("http://{}", self.nodes[number].spec.http)
     }
 
+    /// Where the peers of a node reach it.
+    #[must_use]
+    pub fn peer(&self, number: usize) -> String {
+        self.nodes[number].spec.peer.to_string()
+    }
+
+    /// Whom a node asks to be let in, from its next start on.
+    pub fn set_join(&mut self, number: usize, join: Vec<String>) {
+        self.nodes[number].spec.join = join;
+    }
+
     /// Where a node serves gRPC.
     #[must_use]
     pub fn grpc_url(&self, number: usize) -> String {

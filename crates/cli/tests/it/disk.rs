@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
 
 use chaos::api::Api;
 use serde_json::json;
-use testkit::{NodeProcess, free_address, wait_until};
+use testkit::{Cluster, NodeProcess, free_address, wait_until};
 
 struct Mount(std::path::PathBuf);
 
@@ -108,5 +108,61 @@ async fn a_full_disk_stops_writes_and_loses_nothing() {
         assert_eq!(api.get(&format!("/v1/sessions/{id}")).await.unwrap()["status"], "completed", "{id}");
     }
     drop(node);
+    drop(mount);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_one_node_stops_nobody_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let disk = temp.path().join("node-1");
+    fs::create_dir(&disk).unwrap();
+    let Some(mount) = small_disk(&disk) else { return };
+    let config = "[node]\nshards = 2\ndisk_free_min_mib = 1\nblock_cache_mib = 4\n[log]\nlevel = \"warn\"\n";
+    let cluster = Cluster::start(temp.path(), 3, config).await.unwrap();
+    let http = reqwest::Client::new();
+    let patience = Duration::from_secs(60);
+    // The node leads both shards, so that its disk matters.
+    for shard in 0..2u16 {
+        let lead = wait_until("the node to lead", patience, async || {
+            let body = json!({"shard": shard, "to": "node-1"});
+            let url = format!("{}/v1/cluster/transfer-leader", cluster.url(0));
+            http.post(url).json(&body).send().await.ok()?;
+            (cluster.leader(shard).await == Some(1)).then_some(())
+        });
+        lead.await.unwrap();
+    }
+    let api = Api::new(&cluster.url(0)).unwrap();
+    api.apply("name: w\nsteps:\n  - {id: a, value: 'input.n'}\n").await.unwrap();
+    let ballast = disk.join("ballast");
+    fill(&ballast);
+    // A client of another node repeats its calls under their keys, and none takes longer than it may.
+    let mut acknowledged = Vec::new();
+    let handed_over = wait_until("the node to give its leads up", patience, async || {
+        let n = acknowledged.len();
+        let started = wait_until("a session to be acknowledged", patience, async || {
+            api.start("w", &format!("k-{n}"), &json!({"n": n})).await.ok()
+        });
+        acknowledged.push(started.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails())));
+        let stopped = cluster.status(1).await.ok()?["writes_stopped"].is_string();
+        let leads = [cluster.leader(0).await, cluster.leader(1).await];
+        (stopped && leads.iter().all(|lead| lead.is_some_and(|lead| lead != 1))).then_some(())
+    });
+    handed_over.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    fs::remove_file(&ballast).unwrap();
+    let whole = wait_until("the node to have everything", patience, async || {
+        let url = format!("{}/v1/cluster/verify", cluster.url(2));
+        let verified: serde_json::Value =
+            http.post(url).json(&json!({"scrub": true})).send().await.ok()?.json().await.ok()?;
+        (verified["equal"] == true).then_some(())
+    });
+    whole.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    let healed = Api::new(&cluster.url(1)).unwrap();
+    for id in &acknowledged {
+        let ended = wait_until("its end", patience, async || {
+            (healed.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
+        });
+        ended.await.unwrap_or_else(|error| panic!("{id}: {error}\n{}", cluster.log_tails()));
+    }
+    drop(cluster);
     drop(mount);
 }

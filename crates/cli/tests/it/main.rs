@@ -12,5 +12,6 @@ mod fixture;
 mod fixtures;
 mod grpc;
 mod secrets;
+mod snapshot;
 mod tls;
 mod workers;

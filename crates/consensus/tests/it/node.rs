@@ -17,6 +17,7 @@ pub(crate) fn options(path: &std::path::Path) -> NodeOptions {
         member: Member::default(),
         tls: None,
         join: vec![],
+        flush_interval: Duration::from_secs(30),
         free_bytes_min: 0,
         block_cache_bytes: 1 << 20,
     }

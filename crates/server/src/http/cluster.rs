@@ -34,7 +34,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
                 members.iter().filter(|(_, of)| of.voter == voter).map(|(id, _)| id.0).collect()
             };
             let value = json!({"leader": leader.map(|node| node.0), "term": term, "voters": ids(true),
-                "learners": ids(false), "position": node.groups()[shard].view().shard().position.0});
+                "learners": ids(false), "log_from": node.groups()[shard].log_from(), "position": node.groups()[shard].view().shard().position.0});
             (shard.to_string(), value)
         })
         .collect();

@@ -24,7 +24,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("worker", &["proto"]),
     ("cli", &["server", "tls", "worker", "workflow"]),
     ("testkit", &[]),
-    ("chaos", &["providers", "testkit"]),
+    ("chaos", &["providers", "testkit", "worker"]),
     (
         "loadtest",
         &[

@@ -1,0 +1,76 @@
+//! A new node takes in a shard whose log begins too late for it; a node of another cluster is let in nowhere.
+
+use serde_json::{Value, json};
+use testkit::{Cluster, wait_until};
+
+use crate::fixture::PATIENCE;
+
+/// More entries than a leader keeps for those that are behind.
+const ENTRIES: usize = 1_300;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_takes_in_the_state_where_the_log_is_gone() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 1, "[node]\nflush_seconds = 1\n").await.unwrap();
+    let http = reqwest::Client::new();
+    let url = cluster.url(0);
+    let register = json!({"name": "register", "steps": [{"id": "values", "loop": {"until": "false",
+        "max_iterations": 10_000, "steps": [{"id": "next", "wait": {"signal": "append"}}]}}]});
+    let answer =
+        http.post(format!("{url}/v1/sessions")).json(&json!({"workflow": register})).send().await.unwrap();
+    let started: Value = answer.json().await.unwrap();
+    let id = started["id"].as_str().unwrap();
+    let shard = id.parse::<ids::SessionId>().unwrap().shard().0.to_string();
+    for value in 0..ENTRIES {
+        let signal = http.post(format!("{url}/v1/sessions/{id}/signal"));
+        let answer = signal.json(&json!({"name": "append", "payload": value})).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+    let shortened = wait_until("the log to be shortened", PATIENCE, async || {
+        let status = cluster.status(0).await.ok()?;
+        (status["shards"][&shard]["log_from"].as_u64()? > 1).then_some(())
+    });
+    shortened.await.unwrap();
+    cluster.add().await.unwrap();
+    cluster.until_whole().await.unwrap();
+    let log = std::fs::read_to_string(temp.path().join("node-1/log")).unwrap();
+    assert!(log.contains("the snapshot is installed"), "{log}");
+    // What the new node shows of its own, without asking the other.
+    let events = format!("{}/v1/sessions/{id}?consistency=stale", cluster.url(1));
+    let session: Value = http.get(events).send().await.unwrap().json().await.unwrap();
+    assert!(session["events"].as_u64().unwrap() > ENTRIES as u64, "{session}");
+    let verified =
+        http.post(format!("{url}/v1/cluster/verify")).json(&json!({"scrub": true})).send().await.unwrap();
+    let verified: Value = verified.json().await.unwrap();
+    assert_eq!(verified["equal"], true, "{verified}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_of_another_cluster_is_refused() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut ours = Cluster::start(one.path(), 1, "").await.unwrap();
+    let theirs = Cluster::start(two.path(), 1, "").await.unwrap();
+    let cluster = ours.status(0).await.unwrap()["cluster"].as_str().unwrap().to_owned();
+    assert_ne!(theirs.status(0).await.unwrap()["cluster"], cluster.as_str());
+    // A node that belongs to one cluster, and is told to join another, stays where it belongs.
+    ours.kill(0).unwrap();
+    ours.set_join(0, vec![theirs.peer(0)]);
+    ours.restart(0).await.unwrap();
+    assert_eq!(ours.status(0).await.unwrap()["cluster"], cluster.as_str());
+    assert_eq!(theirs.status(0).await.unwrap()["nodes"].as_array().unwrap().len(), 1);
+    // Who calls as a node of another cluster is told so.
+    let mut client =
+        proto::peer::peer_service_client::PeerServiceClient::connect(format!("http://{}", theirs.peer(0)))
+            .await
+            .unwrap();
+    let mut request = tonic::Request::new(proto::peer::AdmitRequest { member: None });
+    let node = theirs.status(0).await.unwrap()["node"].to_string();
+    for (name, value) in
+        [("orchestra-cluster", &cluster), ("orchestra-from", &"1".into()), ("orchestra-to", &node)]
+    {
+        request.metadata_mut().insert(name, value.parse().unwrap());
+    }
+    let refused = client.admit(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("this node is of cluster"), "{}", refused.message());
+}
