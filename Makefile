@@ -45,7 +45,7 @@ vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
 bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
-	cargo build --locked --release -p cli
-	cargo run --locked --release -p loadtest -- bench --directory $(TARGET) --only "$(ONLY)"
+	cargo build --locked --release -p cli -p loadtest
+	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
 .PHONY: help setup build demo cluster test lint fix crash cluster-test vendor-chaos bench

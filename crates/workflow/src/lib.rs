@@ -12,6 +12,7 @@ mod document;
 pub mod evaluate;
 mod expression;
 mod spec;
+mod suggestion;
 
 pub use builtin::{BUILTIN, builtin};
 pub use compile::{Error, compile};

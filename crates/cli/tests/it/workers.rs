@@ -261,6 +261,7 @@ async fn a_bad_worker_is_refused_with_the_reason() {
         (Hello { capacity: 0, ..good() }, "capacity must be 1 to 10000"),
         (Hello { instance: "i".into(), ..good() }, "8 to 64"),
         (Hello { in_hand: vec!["x".into()], ..good() }, "not the id of a task"),
+        (Hello { in_hand: vec!["ses_0000z_00000000000000000000/0.0/1".into()], ..good() }, "of this cluster"),
     ];
     for (hello, reason) in bad {
         let hello = FromWorker { message: Some(from_worker::Message::Hello(hello)) };

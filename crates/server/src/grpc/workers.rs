@@ -9,6 +9,7 @@ use proto::api::{
     self, FromWorker, from_worker, outcome::Result as Reported, to_worker::Message,
     worker_service_server::WorkerService,
 };
+use storage::Identity;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -18,6 +19,8 @@ use crate::error::{self, ApiError};
 /// Tasks of one worker at once.
 const CAPACITY_MAX: u32 = 10_000;
 const PROGRESS_BYTES_MAX: usize = 1024;
+/// Tasks that a worker may present: those under way, and as many whose outcomes are on their way.
+const IN_HAND_MAX: usize = 2 * CAPACITY_MAX as usize;
 
 #[tonic::async_trait]
 impl WorkerService for Service {
@@ -34,7 +37,7 @@ impl WorkerService for Service {
         else {
             return Err(ApiError::invalid("a worker's first message is its hello").into());
         };
-        let hello = check(tenant, hello)?;
+        let hello = check(tenant, hello, self.app.sessions.node().identity())?;
         let pool = self.app.sessions.workers().pool();
         let Some((connection, orders)) = pool.connect(hello) else {
             let detail = "the node is about to stop: connect to another one";
@@ -50,7 +53,7 @@ impl WorkerService for Service {
     }
 }
 
-fn check(tenant: String, hello: api::Hello) -> Result<Hello, ApiError> {
+fn check(tenant: String, hello: api::Hello, here: &Identity) -> Result<Hello, ApiError> {
     let name_ok = |name: &str| !name.is_empty() && name.len() <= limits::NAME_BYTES_MAX;
     if !name_ok(&hello.name) || !hello.queues.iter().all(|queue| name_ok(queue)) {
         let detail = format!("names of workers and queues have 1 to {} bytes", limits::NAME_BYTES_MAX);
@@ -65,13 +68,20 @@ fn check(tenant: String, hello: api::Hello) -> Result<Hello, ApiError> {
     if !(1..=CAPACITY_MAX).contains(&hello.capacity) {
         return Err(ApiError::invalid(format!("capacity must be 1 to {CAPACITY_MAX}")));
     }
-    let in_hand = hello.in_hand.iter().map(|id| parse(id)).collect::<Result<_, _>>()?;
+    if hello.in_hand.len() > IN_HAND_MAX {
+        return Err(ApiError::invalid(format!("a worker has at most {IN_HAND_MAX} tasks in hand")));
+    }
+    let in_hand = hello.in_hand.iter().map(|id| parse(id, here)).collect::<Result<_, _>>()?;
     let api::Hello { name, instance, queues, capacity, .. } = hello;
     Ok(Hello { tenant, name, instance, queues, capacity, in_hand })
 }
 
-fn parse(id: &str) -> Result<TaskId, ApiError> {
-    id.parse().map_err(|()| ApiError::invalid(format!("{id:?} is not the id of a task")))
+fn parse(id: &str, here: &Identity) -> Result<TaskId, ApiError> {
+    let task: Option<TaskId> = id.parse().ok();
+    // One of another cluster has no leader here that could ever answer for it.
+    let is_ours = |of: &TaskId| of.session.region() == here.region && of.session.shard().0 < here.shards;
+    let task = task.filter(is_ours);
+    task.ok_or_else(|| ApiError::invalid(format!("{id:?} is not the id of a task of this cluster")))
 }
 
 /// Reads what a worker says, until it breaks off or the node stops.
