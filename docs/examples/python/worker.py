@@ -44,8 +44,7 @@ class Worker:
     def connection(self, address):
         self.outgoing = outgoing = queue.SimpleQueue()
         with self.lock:
-            in_hand = [*self.running, *self.unrecorded]
-            kept = list(self.unrecorded.values())
+            in_hand, kept = [*self.running, *self.unrecorded], list(self.unrecorded.values())
         hello = pb.Hello(name=socket.gethostname(), instance=self.instance, queues=self.queues,
                          capacity=self.capacity, in_hand=in_hand)
         outgoing.put(pb.FromWorker(hello=hello))
