@@ -142,8 +142,7 @@ impl Runner {
                 leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
             let Ok(Leadership::Here { term }) = led else { return };
             let (engine, starts) = mpsc::unbounded_channel();
-            let mut term_work = Term { starts, adoption: None };
-            self.workers.matching.lead(self.group.shard(), engine);
+            let mut term_work = Term { engine, starts, adoption: None };
             // Round again when effects were lost: what is under way goes on, the rest is in the tables.
             while matches!(*leadership.borrow(), Leadership::Here { term: now } if now == term) {
                 let lost = async {
@@ -183,6 +182,8 @@ impl Runner {
         } else {
             let (external, own): (Vec<Work>, Vec<Work>) = pending.into_iter().partition(|work| work.external);
             self.workers.matching.expect(&self.group, &external);
+            // Only now: a worker that presents what it has must find that it is expected.
+            self.workers.matching.lead(self.group.shard(), term.engine.clone());
             if !work::redispatch(&self.group, &own).await {
                 return;
             }
@@ -276,6 +277,8 @@ impl Runner {
 
 /// What lasts as long as this node leads in one term.
 struct Term {
+    engine: mpsc::UnboundedSender<Start>,
+    /// As many as there are free slots, at most.
     starts: mpsc::UnboundedReceiver<Start>,
     /// Finds out what workers have had in hand since before. Its being there tells that the fence of all other work
     /// of earlier leaders is raised.
