@@ -186,6 +186,22 @@ async fn a_killed_workers_task_runs_again_and_its_late_answer_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_costs_worker_after_worker_fails_its_attempt() {
+    let node = Fixture::with_node(IMPATIENT).await;
+    let url = format!("http://{}", node.grpc);
+    let workflow = json!({"name": "poison", "steps": [{"id": "work", "retry": {"max_attempts": 1},
+        "task": {"queue": "q", "input": "input"}}]});
+    let id = node.start_inline(&workflow, &json!(7)).await;
+    for instance in ["instance-1", "instance-2", "instance-3"] {
+        let mut worker = Raw::connect(&url, instance, &[]).await;
+        worker.task().await;
+    }
+    let session = node.until(&id, &["completed", "failed"]).await;
+    assert_eq!((&session["status"], &session["error"]["code"]), (&json!("failed"), &json!("worker_lost")));
+    assert_eq!(of_type(&events(&node, &id).await, "step_redispatched").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hung_workers_task_runs_again_elsewhere() {
     let node = Fixture::with_node(IMPATIENT).await;
     let url = format!("http://{}", node.grpc);
