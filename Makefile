@@ -23,6 +23,7 @@ cluster: build ## Three nodes on this machine, and what to try: kill one, watch 
 	$(TARGET)/debug/orchestra dev --nodes 3
 
 test: build ## Runs every test.
+	@deploy/dev/setup.sh testing
 	cargo test --locked --workspace
 
 lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.

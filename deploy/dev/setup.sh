@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the build needs and is missing; with `cargo-deny`, what `make lint` needs. Does nothing where all is
-# there.
+# Installs what the build needs and is missing; with `testing`, what tests need besides; with `cargo-deny`, what
+# `make lint` needs. Does nothing where all is there.
 set -euo pipefail
 
 if [ "${1:-}" = cargo-deny ]; then
@@ -16,6 +16,11 @@ command -v curl >/dev/null || missing+=(curl)
 compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
   || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
   || [ -n "${LIBCLANG_PATH:-}" ] || missing+=(libclang-dev)
+if [ "${1:-}" = testing ]; then
+  # Nodes with a wrong clock.
+  compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so*' >/dev/null \
+    || compgen -G '/usr/lib*/faketime/libfaketimeMT.so*' >/dev/null || missing+=(libfaketime)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 echo "installing ${missing[*]}"

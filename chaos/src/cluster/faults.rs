@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use anyhow::Context as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use testkit::Cluster;
+use testkit::{Cluster, SmallDisk};
 
 use super::{Options, load::Load};
 
 /// Shards of the clusters under test.
 const SHARDS: u16 = 4;
+/// The node whose disk is filled.
+pub(super) const ON_SMALL_DISK: usize = 1;
 
 /// A fault, or a planned change, from which the cluster must recover by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -21,6 +24,8 @@ pub enum Fault {
     PauseLeader,
     /// SIGSTOP a node that does not lead the shard.
     PauseFollower,
+    /// Fill the disk of a node, and make room again.
+    DiskFull,
     /// SIGTERM a node, which hands over what it leads; start it again.
     Drain,
     /// Hand over the lead of a shard.
@@ -38,6 +43,7 @@ pub(super) async fn inject(
     cluster: &mut Cluster,
     load: &Load,
     options: &Options,
+    disk: Option<&SmallDisk>,
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
@@ -47,9 +53,11 @@ pub(super) async fn inject(
             Some(fault) => *fault,
             None => *options.kinds.choose(&mut random).unwrap_or(&Fault::KillLeader),
         };
+        let disk = disk.filter(|_| cluster.members().contains(&ON_SMALL_DISK));
+        let fault = if fault == Fault::DiskFull && disk.is_none() { Fault::PauseFollower } else { fault };
         rest(&mut random, 200..1_000).await;
         load.note(&format!("{fault:?}"));
-        inject_one(cluster, fault, &mut random, load).await?;
+        inject_one(cluster, fault, &mut random, load, disk).await?;
         *fired.entry(fault).or_insert(0) += 1;
     }
     Ok(fired)
@@ -64,6 +72,7 @@ async fn inject_one(
     fault: Fault,
     random: &mut StdRng,
     load: &Load,
+    disk: Option<&SmallDisk>,
 ) -> anyhow::Result<()> {
     let shard = random.random_range(0..SHARDS);
     let members = cluster.members();
@@ -85,6 +94,13 @@ async fn inject_one(
             cluster.pause(target)?;
             rest(random, 1_000..4_000).await;
             cluster.resume(target)?;
+        }
+        Fault::DiskFull => {
+            let disk = disk.context("no node is on a small disk")?;
+            disk.fill()?;
+            rest(random, 1_000..4_000).await;
+            disk.free()?;
+            cluster.until_writable(ON_SMALL_DISK).await?;
         }
         Fault::Drain => {
             load.leave(cluster, leader);

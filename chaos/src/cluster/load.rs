@@ -123,7 +123,7 @@ impl Load {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
-    fn urls(&self) -> Vec<String> {
+    pub(super) fn urls(&self) -> Vec<String> {
         self.urls.read().map(|urls| urls.clone()).unwrap_or_default()
     }
 
@@ -165,7 +165,7 @@ impl Load {
         self.violations.lock().map(|list| list.clone()).unwrap_or_default()
     }
 
-    fn violation(&self, violation: String) {
+    pub(super) fn violation(&self, violation: String) {
         if let Ok(mut violations) = self.violations.lock() {
             violations.push(violation);
         }

@@ -7,17 +7,24 @@
 mod faults;
 mod judge;
 mod load;
+mod watch;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use anyhow::Context as _;
 use providers::simulated;
-use testkit::{Cluster, free_address};
+use testkit::{Cluster, SmallDisk, free_address};
 
 pub use faults::Fault;
 
 use crate::{Verdict, crash::keep_if_failed, crash::node_config};
 use load::Load;
+
+/// Enough for everything that a run stores.
+const SMALL_DISK_MIB: u32 = 1024;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -47,16 +54,24 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     };
     let vendor = simulated::serve(free_address()?, behaviour, Vec::new()).await?;
     let config = node_config(&[vendor.base_url()], 5_000);
+    let on_small_disk = temp.path().join(format!("node-{}/data", faults::ON_SMALL_DISK));
+    std::fs::create_dir_all(&on_small_disk)?;
+    let wanted = options.kinds.contains(&Fault::DiskFull);
+    let disk = wanted.then(|| SmallDisk::mount(&on_small_disk, SMALL_DISK_MIB)).flatten();
     let mut cluster = Cluster::start(temp.path(), options.nodes, &config).await?;
     let load = Arc::new(Load::begin(&cluster, options.seed).await?);
     let _workers = Arc::clone(&load).employ();
     let clients = Arc::clone(&load).run();
 
-    let injected = faults::inject(&mut cluster, &load, options).await;
+    let looks = Arc::new(AtomicU64::new(0));
+    let (watched, counted) = (Arc::clone(&load), Arc::clone(&looks));
+    let watching = tokio::spawn(async move { watch::watch(&watched, &counted).await });
+    let injected = faults::inject(&mut cluster, &load, options, disk.as_ref()).await;
     let healed = match &injected {
         Ok(_) => faults::heal(&mut cluster).await,
         Err(_) => Ok(()),
     };
+    watching.abort();
     load.stop();
     for client in clients {
         client.await?;
@@ -71,7 +86,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
             return Err(error.context(format!("seed {}, kept {}\n{tails}", options.seed, kept.display())));
         }
     };
-    let verdict = judge::judge(&cluster, &load, &vendor, options, &fired).await;
+    let looked = looks.load(Ordering::Relaxed);
+    anyhow::ensure!(looked > 10, "the nodes were looked at {looked} times only");
+    let verdict = judge::judge(&cluster, &load, &vendor, options, &fired, disk.is_some()).await;
     let verdict = verdict.with_context(|| cluster.log_tails())?;
     Ok(keep_if_failed(verdict, temp))
 }

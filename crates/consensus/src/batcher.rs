@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use ids::{NodeId, Position, ShardId};
@@ -18,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Clock, Leadership, ProposeError,
-    clock::{Anchor, ShardClock},
+    clock::{Anchor, ClusterClock, ShardClock},
     leadership,
     raft::{Body, Raft},
 };
@@ -29,6 +30,9 @@ const IN_FLIGHT: u32 = 2;
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Commands in one entry.
 const ENTRY_COMMANDS_MAX: usize = 1024;
+
+/// How long a new leader waits for the nodes to have compared their clocks.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command that waits for its entry. The answer comes with the index of the entry.
 pub(crate) struct Proposal {
@@ -49,7 +53,7 @@ pub(crate) struct Batcher {
     pub(crate) shard: ShardId,
     pub(crate) raft: Raft,
     pub(crate) state: Arc<StateDb>,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<ClusterClock>,
     pub(crate) anchor: Option<Anchor>,
     pub(crate) leadership: watch::Receiver<Leadership>,
 }
@@ -114,7 +118,7 @@ impl Batcher {
                 };
                 uncertain.store(false, Ordering::SeqCst);
                 drop(all);
-                term = Some(self.begin(now_in));
+                term = Some(self.begin(now_in).await);
                 continue;
             }
             let Some(term_state) = term.as_mut() else { continue };
@@ -132,10 +136,14 @@ impl Batcher {
         let _ = wish.done.send(());
     }
 
-    fn begin(&self, term: u64) -> Term {
+    async fn begin(&self, term: u64) -> Term {
+        // Only the first time after the start of the node does this take longer than no time.
+        let _ = tokio::time::timeout(COMPARE_TIMEOUT, self.clock.compared()).await;
         let row = self.state.view(self.shard).shard();
-        let clock = self.clock.as_ref();
-        let trusted = self.anchor.as_ref().map_or_else(|| clock.wall(), |anchor| anchor.trusted(clock));
+        let clock: &dyn Clock = self.clock.as_ref();
+        // In a cluster, what most nodes say; alone, what this node remembers.
+        let remembered = || self.anchor.as_ref().map(|anchor| anchor.trusted(clock));
+        let trusted = self.clock.agreed().or_else(remembered).unwrap_or_else(|| clock.wall());
         Term { term, position: row.position, clock: ShardClock::start(row.now, trusted, clock) }
     }
 

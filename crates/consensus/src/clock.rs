@@ -1,8 +1,9 @@
 //! Time: the door to the system's clocks, and the clock of a shard.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ids::Timestamp;
+use tokio::sync::watch;
 
 /// The system's clocks.
 pub trait Clock: Send + Sync + 'static {
@@ -36,6 +37,123 @@ impl Clock for SystemClock {
 
 fn micros(time: &rustix::time::Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000
+}
+
+/// A wall clock that is this far from those of most nodes is not believed, in microseconds.
+const OFFSET_MAX: u64 = 500_000;
+
+/// The clocks of this machine, with the wall clock set right where most nodes of the cluster say that it is wrong: a
+/// node whose clock is an hour ahead must not fire an hour's timers when it comes to lead.
+pub struct ClusterClock {
+    machine: Arc<dyn Clock>,
+    compared: watch::Sender<Compared>,
+}
+
+/// What comparing clocks has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    NotYet,
+    /// Most nodes do not agree, or there is no other.
+    Disagree,
+    /// What to add to the wall clock, in microseconds.
+    Agree(i64),
+}
+
+impl ClusterClock {
+    /// The clocks of a machine, not compared yet.
+    #[must_use]
+    pub fn new(machine: Arc<dyn Clock>) -> Self {
+        Self { machine, compared: watch::Sender::new(Compared::NotYet) }
+    }
+
+    /// The wall clock of this machine, right or wrong.
+    pub(crate) fn machine_wall(&self) -> Timestamp {
+        self.machine.wall()
+    }
+
+    /// Takes note of how far the wall clocks of other nodes are ahead of this one, in microseconds, in a cluster of so
+    /// many nodes.
+    pub(crate) fn compare(&self, others: &[i64], nodes: usize) {
+        let mut offsets: Vec<i64> = others.iter().copied().chain([0]).collect();
+        offsets.sort_unstable();
+        let most =
+            |near: i64| offsets.iter().filter(|of| of.abs_diff(near) <= OFFSET_MAX).count() > nodes / 2;
+        let found = if nodes < 2 {
+            Compared::Disagree
+        } else if most(0) {
+            Compared::Agree(0)
+        } else {
+            let median = offsets[offsets.len() / 2];
+            if most(median) { Compared::Agree(median) } else { Compared::Disagree }
+        };
+        self.compared.send_if_modified(|before| {
+            let is_new = match (*before, found) {
+                // Once set right, it stays so until most nodes say otherwise.
+                (Compared::Agree(_), Compared::Disagree) => false,
+                // What is left of it is how long messages take.
+                (Compared::Agree(before), Compared::Agree(found)) => {
+                    before.abs_diff(found) > OFFSET_MAX / 5 && before != found
+                }
+                (before, found) => before != found,
+            };
+            if is_new {
+                match found {
+                    Compared::Agree(0) | Compared::NotYet => {}
+                    Compared::Agree(offset) => tracing::error!(
+                        offset_ms = offset / 1000,
+                        "the clock of this machine is wrong: most nodes have another time, which is used instead"
+                    ),
+                    Compared::Disagree => tracing::debug!("the clocks of the nodes do not agree"),
+                }
+                *before = found;
+            }
+            is_new
+        });
+    }
+
+    /// How far the clocks of most nodes are ahead of this one, in milliseconds, where they agree.
+    #[must_use]
+    pub fn offset_ms(&self) -> Option<i64> {
+        match *self.compared.borrow() {
+            Compared::Agree(offset) => Some(offset / 1000),
+            _ => None,
+        }
+    }
+
+    /// The time that most nodes agree on, if they do.
+    pub(crate) fn agreed(&self) -> Option<Timestamp> {
+        self.offset_ms().map(|_| self.wall())
+    }
+
+    /// Waits until the clocks were compared once.
+    pub(crate) async fn compared(&self) {
+        // It ends with this clock.
+        let _ = self.compared.subscribe().wait_for(|compared| *compared != Compared::NotYet).await;
+    }
+}
+
+impl Clock for ClusterClock {
+    fn wall(&self) -> Timestamp {
+        let correction = match *self.compared.borrow() {
+            Compared::Agree(offset) => offset,
+            _ => 0,
+        };
+        Timestamp(self.machine.wall().0.saturating_add_signed(correction))
+    }
+
+    fn boot(&self) -> Duration {
+        self.machine.boot()
+    }
+
+    fn boot_id(&self) -> String {
+        self.machine.boot_id()
+    }
+}
+
+impl std::fmt::Debug for ClusterClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterClock").field("compared", &*self.compared.borrow()).finish_non_exhaustive()
+    }
 }
 
 /// How fast the clock of a shard may run while it is away from the wall clock, in 1/1000 of real time: from 0.9 to
@@ -160,6 +278,30 @@ mod tests {
 
     fn seconds(time: Timestamp) -> u64 {
         time.0 / 1_000_000
+    }
+
+    #[test]
+    fn a_clock_that_most_nodes_call_wrong_is_set_right() {
+        let clock = ClusterClock::new(Arc::new(fake()));
+        let (mine, hour) = (clock.machine_wall(), 3_600_000_000);
+        assert_eq!((clock.offset_ms(), clock.wall()), (None, mine));
+        // Both others are an hour behind, a little apart.
+        clock.compare(&[-hour - 3_000, -hour + 4_000], 3);
+        assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 3_000);
+        // Small changes, and where no majority agrees, it stays.
+        for others in [&[-hour + 9_000, -hour + 4_000][..], &[-hour], &[], &[-2 * hour, 9 * hour]] {
+            clock.compare(others, 3);
+            assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 3_000, "{others:?}");
+        }
+        // One other node and this one are most of three.
+        clock.compare(&[5], 3);
+        assert_eq!(clock.wall(), mine);
+        clock.compare(&[-hour, 0, 100, 9 * hour], 5);
+        assert_eq!(clock.wall(), mine);
+        // Alone, a node knows of no other time.
+        let alone = ClusterClock::new(Arc::new(fake()));
+        alone.compare(&[], 1);
+        assert_eq!((alone.agreed(), alone.wall()), (None, mine));
     }
 
     #[test]

@@ -34,6 +34,19 @@ pub enum Leadership {
     },
 }
 
+/// How far a replica is. Indexes are those of its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The term that it is in.
+    pub term: u64,
+    /// The first entry that the log still holds: a node that is behind it gets the state instead.
+    pub log_from: u64,
+    /// The last entry that it has and knows to be committed.
+    pub committed: Option<u64>,
+    /// The last entry that it has applied.
+    pub applied: Option<u64>,
+}
+
 /// Why a command has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -207,12 +220,17 @@ impl Group {
         }
     }
 
-    /// The index of the first entry that the log still holds: a node that is behind it gets the state instead.
+    /// How far this replica is.
     #[must_use]
-    pub fn log_from(&self) -> u64 {
+    pub fn progress(&self) -> Progress {
         let metrics = self.raft.metrics();
-        let purged = metrics.borrow_watched().purged;
-        purged.map_or(0, |id| id.index() + 1)
+        let metrics = metrics.borrow_watched();
+        Progress {
+            term: metrics.current_term,
+            log_from: metrics.purged.as_ref().map_or(0, |id| id.index() + 1),
+            committed: metrics.local_committed.as_ref().map(openraft::LogId::index),
+            applied: metrics.last_applied.as_ref().map(openraft::LogId::index),
+        }
     }
 
     /// The shard as this node has applied it.

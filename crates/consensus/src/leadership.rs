@@ -114,8 +114,8 @@ pub(crate) async fn balance(node: NodeId, service: Arc<Service>, links: Links) {
                 continue;
             }
             // One that is away, or about to leave, is not given a lead.
-            let asked = links.control(*place, *shard, request::Body::IsDraining(Empty {}), ASK_TIMEOUT).await;
-            if !matches!(asked, Ok(response::Body::IsDraining(false))) {
+            let asked = links.control(*place, *shard, request::Body::Greet(Empty {}), ASK_TIMEOUT).await;
+            if !matches!(asked, Ok(response::Body::Greeted(greeted)) if !greeted.draining) {
                 continue;
             }
             tracing::info!(%shard, to = %place, "handing over the lead to where it belongs");

@@ -15,13 +15,15 @@ use tokio::{
 };
 
 use crate::{
-    Clock, Effects, Group, Leadership, Member, Peers,
+    Clock, ClusterClock, Effects, Group, Leadership, Member, Peers,
     batcher::Batcher,
     clock::Anchor,
     disk::{self, Watcher},
-    equality, leadership,
+    equality,
+    greeting::{self, Standing},
+    leadership,
     members::{self, Change, ChangeError},
-    net::{self, Identified, Links, Service},
+    net::{self, Identified, Links, Service, Start, Starts},
     raft::{LogStore, Network, Raft, StateMachine},
 };
 
@@ -82,6 +84,12 @@ pub struct Status {
     pub writes_stopped: Option<String>,
     /// Whether it is about to stop.
     pub draining: bool,
+    /// How often it was started, with this time.
+    pub starts: u64,
+    /// How far the clocks of most nodes are ahead of that of this machine, where they agree.
+    pub clock_offset_ms: Option<i64>,
+    /// Why the others do not count on this process, if so: it was removed, or another runs with its id.
+    pub refused: Option<String>,
     /// Syncs of the log since the start.
     pub log_syncs: u64,
     /// Bytes that a crash would have to apply again.
@@ -98,6 +106,7 @@ pub struct Node {
     directory: Arc<Directory>,
     service: Arc<Service>,
     links: Links,
+    standing: Standing,
     stopped: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Raft has threads of its own, so that no handler delays a heartbeat. Taken out when the node stops.
@@ -116,6 +125,7 @@ impl Node {
         listener: TcpListener,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
+        let clock = Arc::new(ClusterClock::new(clock));
         let directory = Directory::open(&options.path, &options.identity)?;
         let identity = directory.identity().clone();
         let log_options =
@@ -131,7 +141,8 @@ impl Node {
             .thread_name("raft")
             .enable_all()
             .build()?;
-        let me = Identified { cluster: identity.cluster, node: identity.node };
+        let start = Start { count: directory.starts(), mark: rand::random() };
+        let me = Identified { cluster: identity.cluster, node: identity.node, start };
         let links = Links::new(me, runtime.handle().clone(), options.tls.clone());
         let service = Arc::new(Service {
             identity: identity.clone(),
@@ -140,6 +151,8 @@ impl Node {
             draining: watch::Sender::new(false),
             stopped: stopped.clone(),
             asked: RwLock::default(),
+            starts: Starts::default(),
+            clock: Arc::clone(&clock),
         });
         let mut node = Self {
             groups: BTreeMap::new(),
@@ -148,6 +161,7 @@ impl Node {
             directory: Arc::new(directory),
             service,
             links: links.clone(),
+            standing: Standing::default(),
             stopped,
             tasks: Vec::new(),
             runtime: Some(runtime),
@@ -169,8 +183,15 @@ impl Node {
             log: Arc::clone(&node.log),
             state: Arc::clone(&node.state),
         };
-        node.tasks.push(tokio::spawn(disk::watch(watcher.clone(), clock, stop)));
+        node.tasks.push(tokio::spawn(disk::watch(watcher.clone(), node.clock(), stop)));
         node.tasks.push(tokio::spawn(disk::flush_loop(watcher)));
+        let greeting = greeting::greet(
+            node.groups.clone(),
+            links.clone(),
+            Arc::clone(&node.standing),
+            Arc::clone(&clock),
+        );
+        node.tasks.push(tokio::spawn(greeting));
         node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
         node.tasks.push(tokio::spawn(equality::watch(Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(node.keep_membership(options)));
@@ -182,7 +203,7 @@ impl Node {
         shard: ShardId,
         options: &NodeOptions,
         links: &Links,
-        clock: &Arc<dyn Clock>,
+        clock: &Arc<ClusterClock>,
         anchor: Option<Anchor>,
     ) -> Result<Group, Error> {
         let identity = self.directory.identity();
@@ -295,10 +316,19 @@ impl Node {
             broken: self.groups.iter().filter_map(|(shard, of)| Some((*shard, of.broken()?))).collect(),
             writes_stopped: self.stopped.borrow().clone(),
             draining: *self.service.draining.borrow(),
+            starts: self.directory.starts(),
+            clock_offset_ms: self.service.clock.offset_ms(),
+            refused: self.links.refused().or_else(|| self.standing.lock().clone()),
             log_syncs: self.log.syncs(),
             unflushed_bytes: self.state.unflushed_bytes(),
             state_bytes: self.state.disk_bytes(),
         }
+    }
+
+    /// The time: that of this machine, unless most nodes say that it is wrong.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.service.clock) as Arc<dyn Clock>
     }
 
     /// The nodes of the region, to be asked.

@@ -9,7 +9,7 @@ use std::{
 
 use axum::serve::{Listener, ListenerExt as _};
 use bytes::Bytes;
-use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
+use consensus::{Leadership, Member, Node, NodeOptions, SystemClock};
 use engine::{Engine, Workers, workers::Patience};
 use futures_util::future::Either;
 use ids::{RegionId, ShardId};
@@ -94,10 +94,10 @@ impl Server {
         let tls = load_tls(&config)?;
         let vendor = start_vendor(&config).await?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let identity = identify(&config, &http_listener, tls.as_ref()).await?;
         let options = node_options(&config, identity, [http, grpc, peer], tls.clone());
-        let node = Node::start(options, peer_listener, Arc::clone(&clock)).await?;
+        let node = Node::start(options, peer_listener, Arc::new(SystemClock)).await?;
+        let clock = node.clock();
         let patience = Patience {
             lease: Duration::from_millis(config.node.worker_lease_ms),
             reconnect: Duration::from_millis(config.node.worker_reconnect_ms),

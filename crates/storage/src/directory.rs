@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +19,8 @@ const LAYOUT: u32 = 1;
 const LAYOUT_FILE: &str = "LAYOUT";
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "identity";
+/// How often the directory was opened.
+const STARTS_FILE: &str = "starts";
 /// There while the node is not a member of all shards yet.
 const JOINING_FILE: &str = "joining";
 
@@ -42,6 +44,7 @@ pub struct Identity {
 pub struct Directory {
     path: PathBuf,
     identity: Identity,
+    starts: u64,
     _lock: File,
 }
 
@@ -82,14 +85,16 @@ impl Directory {
             let reason = "it has a layout file but no identity".to_owned();
             return Err(Error::Foreign { path: path.to_owned(), reason });
         };
-        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+        let starts = count_start(&path.join(STARTS_FILE))?;
+        sync_directory(path)?;
+        Ok(Self { path: path.to_owned(), identity, starts, _lock: lock })
     }
 
     /// Whether the directory is new. An interrupted first start is new as well.
     fn check_layout(path: &Path) -> Result<bool, Error> {
         let layout_path = path.join(LAYOUT_FILE);
         if !layout_path.exists() {
-            let known = [LOCK_FILE, IDENTITY_FILE, JOINING_FILE, "pid"];
+            let known = [LOCK_FILE, IDENTITY_FILE, JOINING_FILE, STARTS_FILE, "pid"];
             for entry in fs::read_dir(path).map_err(Error::io(path))? {
                 let name = entry.map_err(Error::io(path))?.file_name();
                 if !known.iter().any(|known| name == *known) {
@@ -139,6 +144,12 @@ impl Directory {
         sync_directory(&self.path)
     }
 
+    /// How often it was opened, with this time.
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.starts
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -182,6 +193,21 @@ fn read_identity(path: &Path) -> Result<Identity, Error> {
         shards: narrow(message.shards)?,
         joined: message.joined,
     })
+}
+
+/// Counts one more, in a file that is replaced as a whole.
+fn count_start(path: &Path) -> Result<u64, Error> {
+    let before = match fs::read_to_string(path) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            Error::corrupt(path.display().to_string(), format!("{text:?} is not a number of starts"))
+        })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    let (starts, fresh) = (before + 1, path.with_extension("new"));
+    write_synced(&fresh, format!("{starts}\n").as_bytes())?;
+    fs::rename(&fresh, path).map_err(Error::io(path))?;
+    Ok(starts)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {

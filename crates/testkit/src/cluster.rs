@@ -78,11 +78,44 @@ impl Cluster {
     ///
     /// It does not start.
     pub async fn add(&mut self) -> anyhow::Result<usize> {
+        self.add_with_env(&[]).await
+    }
+
+    /// Starts another node with variables in its environment, which joins; its number.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub async fn add_with_env(&mut self, env: &[(String, String)]) -> anyhow::Result<usize> {
         let join: Vec<String> =
             self.members().into_iter().map(|number| self.nodes[number].spec.peer.to_string()).collect();
         let number = self.new_slot(&join)?;
+        self.nodes[number].spec.env = env.to_vec();
         self.start_slot(number).await?;
         Ok(number)
+    }
+
+    /// Makes a node of a copy of the data of another one, which does not run. The copy is not started; its number.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn copy(&mut self, of: usize) -> anyhow::Result<usize> {
+        let number = self.new_slot(&[])?;
+        self.nodes[number].member = false;
+        let (from, to) = (&self.nodes[of].spec.directory, &self.nodes[number].spec.directory);
+        std::fs::create_dir_all(to)?;
+        copy_directory(&from.join("data"), &to.join("data"))?;
+        Ok(number)
+    }
+
+    /// Deletes the data of a node that does not run.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn wipe(&self, number: usize) -> anyhow::Result<()> {
+        Ok(std::fs::remove_dir_all(self.nodes[number].spec.directory.join("data"))?)
     }
 
     /// The nodes that belong to it, running or not.
@@ -265,6 +298,18 @@ impl Cluster {
         whole.await.with_context(|| self.log_tails())
     }
 
+    /// Waits until a node writes again.
+    ///
+    /// # Errors
+    ///
+    /// It does not; the ends of the logs are part of the error.
+    pub async fn until_writable(&self, number: usize) -> anyhow::Result<()> {
+        let writes = wait_until("writes to go on", PATIENCE, async || {
+            self.status(number).await.ok()?["writes_stopped"].is_null().then_some(())
+        });
+        writes.await.with_context(|| self.log_tails())
+    }
+
     /// The ends of all logs.
     #[must_use]
     pub fn log_tails(&self) -> String {
@@ -276,4 +321,18 @@ impl Cluster {
         };
         self.nodes.iter().map(tail).collect()
     }
+}
+
+fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_directory(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,10 @@ pub mod checks;
 mod cluster;
 pub mod history;
 mod node;
+mod small_disk;
+mod wrong_clock;
 
 pub use cluster::Cluster;
 pub use node::{NodeProcess, NodeSpec, binary, free_address, wait_until};
+pub use small_disk::SmallDisk;
+pub use wrong_clock::wrong_clock;

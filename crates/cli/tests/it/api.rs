@@ -5,7 +5,9 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::fixture::Fixture;
+use testkit::wait_until;
+
+use crate::fixture::{Fixture, PATIENCE};
 
 fn approval_workflow() -> Value {
     json!({"name": "gate", "steps": [
@@ -160,6 +162,11 @@ async fn sigterm_drains_and_exits_cleanly() {
     let one = json!({"name": "one", "steps": [{"id": "a", "agent": {"role": "r", "prompt": "p"}}]});
     node.start_inline(&one, &json!(null)).await;
     let Fixture { node, vendor, temp, .. } = node;
+    // What was not begun is not begun any more: the work has to be under way.
+    let begun = wait_until("the call to be under way", PATIENCE, async || {
+        (chaos::crash::counts(&vendor).await.ok()?.calls == 1).then_some(())
+    });
+    begun.await.unwrap();
     let code = node.stop(Duration::from_secs(60)).await.unwrap();
     assert_eq!(code, Some(0));
     // The work under way was finished, not thrown away: the vendor answered in full.

@@ -1,44 +1,13 @@
 //! A full disk: writes stop with a clear error, and go on by themselves when there is room, without restart or loss.
 
-use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use chaos::api::Api;
 use serde_json::json;
-use testkit::{Cluster, NodeProcess, free_address, wait_until};
+use testkit::{Cluster, NodeProcess, SmallDisk, free_address, wait_until};
 
-struct Mount(std::path::PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-/// A file system of a few MiB. Mounting needs root; where it is missing, CI has to have it.
-fn small_disk(at: &Path) -> Option<Mount> {
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"]).arg(at).status();
-    if mounted.is_ok_and(|status| status.success()) {
-        return Some(Mount(at.to_owned()));
-    }
-    assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
-    #[expect(clippy::print_stderr, reason = "nothing is skipped in silence")]
-    {
-        eprintln!("NOT RUN: a full disk needs root to mount a tmpfs");
-    }
-    None
-}
-
-/// Fills the disk from outside the node until nothing more fits.
-fn fill(file: &Path) {
-    let mut file = fs::File::create(file).unwrap();
-    let (mut block, mut piece) = (vec![7u8; 1 << 20], 1 << 20);
-    while piece > 0 {
-        if file.write_all(&block[..piece]).is_err() {
-            piece /= 2;
-            block.truncate(piece.max(1));
-        }
-    }
-}
+/// The size of the disk.
+const MIB: u32 = 48;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_stops_writes_and_loses_nothing() {
@@ -46,7 +15,7 @@ async fn a_full_disk_stops_writes_and_loses_nothing() {
     // Everything is on the small disk: the data, and the file that the node logs to.
     let disk = temp.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    let Some(mount) = small_disk(&disk) else { return };
+    let Some(mount) = SmallDisk::mount(&disk, MIB) else { return };
     let config = "[node]\nshards = 2\ndisk_free_min_mib = 1\nblock_cache_mib = 4\n[log]\nlevel = \"warn\"\n";
     let node =
         NodeProcess::start(&disk, free_address().unwrap(), free_address().unwrap(), config).await.unwrap();
@@ -59,8 +28,7 @@ async fn a_full_disk_stops_writes_and_loses_nothing() {
     for n in 0..50 {
         acknowledged.push(api.start("w", &format!("before-{n}"), &json!({"n": n})).await.unwrap());
     }
-    let ballast = disk.join("ballast");
-    fill(&ballast);
+    mount.fill().unwrap();
     // Under load until it is told; what is acknowledged meanwhile counts.
     let (mut n, mut last) = (0, String::new());
     let told = wait_until("a clear error", Duration::from_secs(60), async || {
@@ -87,7 +55,7 @@ async fn a_full_disk_stops_writes_and_loses_nothing() {
     assert!(told.contains("507"), "{told}");
     assert!(api.get("/health/ready").await.unwrap_err().to_string().contains("writes:"));
 
-    fs::remove_file(&ballast).unwrap();
+    mount.free().unwrap();
     let after = wait_until("writes to go on", Duration::from_secs(60), async || {
         api.start("w", "after", &json!({"n": "after"})).await.ok()
     });
@@ -116,7 +84,7 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
     let temp = tempfile::tempdir().unwrap();
     let disk = temp.path().join("node-1");
     fs::create_dir(&disk).unwrap();
-    let Some(mount) = small_disk(&disk) else { return };
+    let Some(mount) = SmallDisk::mount(&disk, MIB) else { return };
     let config = "[node]\nshards = 2\ndisk_free_min_mib = 1\nblock_cache_mib = 4\n[log]\nlevel = \"warn\"\n";
     let cluster = Cluster::start(temp.path(), 3, config).await.unwrap();
     let http = reqwest::Client::new();
@@ -133,8 +101,7 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
     }
     let api = Api::new(&cluster.url(0)).unwrap();
     api.apply("name: w\nsteps:\n  - {id: a, value: 'input.n'}\n").await.unwrap();
-    let ballast = disk.join("ballast");
-    fill(&ballast);
+    mount.fill().unwrap();
     // A client of another node repeats its calls under their keys, and none takes longer than it may.
     let mut acknowledged = Vec::new();
     let handed_over = wait_until("the node to give its leads up", patience, async || {
@@ -148,7 +115,7 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
         (stopped && leads.iter().all(|lead| lead.is_some_and(|lead| lead != 1))).then_some(())
     });
     handed_over.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
-    fs::remove_file(&ballast).unwrap();
+    mount.free().unwrap();
     let whole = wait_until("the node to have everything", patience, async || {
         let url = format!("{}/v1/cluster/verify", cluster.url(2));
         let verified: serde_json::Value =

@@ -11,6 +11,7 @@ mod equality;
 mod fixture;
 mod fixtures;
 mod grpc;
+mod returning;
 mod secrets;
 mod snapshot;
 mod tls;

@@ -19,8 +19,9 @@ use tokio::{
     task::AbortHandle,
     time::Instant,
 };
+use tonic::Code;
 
-use super::links::{Client, Identified, Peer};
+use super::links::{Client, Identified, Peer, Refusals};
 
 /// Questions that may wait to be sent. More are refused.
 const QUEUE_LEN: usize = 16_384;
@@ -51,6 +52,7 @@ pub(crate) struct Lane {
     me: Arc<Identified>,
     peer: Arc<Peer>,
     runtime: Handle,
+    refused: Refusals,
     open: Mutex<Option<Open>>,
     last_id: AtomicU64,
 }
@@ -63,8 +65,14 @@ struct Open {
 }
 
 impl Lane {
-    pub(crate) fn new(what: &'static str, me: Arc<Identified>, peer: Arc<Peer>, runtime: Handle) -> Self {
-        Self { what, me, peer, runtime, open: Mutex::default(), last_id: AtomicU64::new(0) }
+    pub(crate) fn new(
+        what: &'static str,
+        me: Arc<Identified>,
+        peer: Arc<Peer>,
+        runtime: Handle,
+        refused: Refusals,
+    ) -> Self {
+        Self { what, me, peer, runtime, refused, open: Mutex::default(), last_id: AtomicU64::new(0) }
     }
 
     /// Asks, and waits for the answer.
@@ -129,10 +137,18 @@ impl Lane {
             receiver,
             Arc::clone(&waiting),
             Arc::clone(&heard),
+            Arc::clone(&self.refused),
         );
         let (what, peer, left) = (self.what, self.peer.id, Arc::clone(&waiting));
+        let refused = Arc::clone(&self.refused);
         let task = self.runtime.spawn(async move {
             if let Err(error) = run.await {
+                if error.code() == Code::AlreadyExists {
+                    let reason = error.message().to_owned();
+                    if refused.lock().insert(peer, reason.clone()).is_none() {
+                        tracing::error!(%peer, reason, "a peer does not listen to this process");
+                    }
+                }
                 tracing::debug!(lane = what, %peer, error = %error.message(), "the peer is away");
             }
             // Whoever waits is told that no answer comes.
@@ -167,6 +183,7 @@ async fn run(
     questions: mpsc::Receiver<Request>,
     waiting: Waiting,
     heard: Arc<Mutex<Instant>>,
+    refused: Refusals,
 ) -> Result<(), tonic::Status> {
     let mut client: Client = peer.connect().await?;
     let messages = stream::unfold(questions, |mut questions| async move {
@@ -175,6 +192,7 @@ async fn run(
             .then_some((Requests { requests }, questions))
     });
     let mut answers = client.lane(me.request(peer.id, messages)).await?.into_inner();
+    refused.lock().remove(&peer.id);
     while let Some(message) = answers.message().await? {
         *heard.lock() = Instant::now();
         for answer in message.responses {

@@ -1,7 +1,7 @@
 //! The connections of a node to its peers.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tls::{Material, Tls};
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{CallError, header, lane::Lane};
+use super::{CallError, Start, header, lane::Lane};
 use crate::{Member, ProposeError};
 
 pub(crate) type Client = PeerServiceClient<Channel>;
@@ -33,6 +33,8 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
 pub(crate) struct Identified {
     pub(crate) cluster: u128,
     pub(crate) node: NodeId,
+    /// Which start of it this is.
+    pub(crate) start: Start,
 }
 
 impl Identified {
@@ -46,6 +48,7 @@ impl Identified {
         };
         put(header::CLUSTER, format!("{:032x}", self.cluster));
         put(header::FROM, self.node.to_string());
+        put(header::START, self.start.to_string());
         put(header::TO, to.to_string());
         request
     }
@@ -126,15 +129,25 @@ pub(crate) struct Links {
     runtime: Handle,
     tls: Option<Tls>,
     links: Arc<RwLock<HashMap<NodeId, Arc<Link>>>>,
+    /// Why peers do not listen to this process, by peer.
+    refused: Refusals,
 }
+
+/// Why peers do not listen to a process, by peer.
+pub(crate) type Refusals = Arc<Mutex<BTreeMap<NodeId, String>>>;
 
 impl Links {
     pub(crate) fn new(me: Identified, runtime: Handle, tls: Option<Tls>) -> Self {
-        Self { me: Arc::new(me), runtime, tls, links: Arc::default() }
+        Self { me: Arc::new(me), runtime, tls, links: Arc::default(), refused: Arc::default() }
     }
 
     pub(crate) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
+    }
+
+    /// Why a peer does not listen to this process, if one does not.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.refused.lock().values().next().cloned()
     }
 
     pub(crate) fn me(&self) -> &Identified {
@@ -150,8 +163,15 @@ impl Links {
         }
         let (address, tls) = (RwLock::new(member.peer.clone()), self.tls.clone());
         let peer = Arc::new(Peer { id: node, address, tls });
-        let lane =
-            |what| Arc::new(Lane::new(what, Arc::clone(&self.me), Arc::clone(&peer), self.runtime.clone()));
+        let lane = |what| {
+            Arc::new(Lane::new(
+                what,
+                Arc::clone(&self.me),
+                Arc::clone(&peer),
+                self.runtime.clone(),
+                Arc::clone(&self.refused),
+            ))
+        };
         let (control, forward) = (lane("control"), lane("forward"));
         let (append, made_with) = (Mutex::default(), Mutex::default());
         let link = Link { peer: Arc::clone(&peer), control, forward, append, made_with };

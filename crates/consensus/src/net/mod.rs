@@ -8,16 +8,19 @@
 mod lane;
 mod links;
 mod service;
+mod starts;
 pub(crate) mod wire;
 
 pub(crate) use lane::CallError;
 pub(crate) use links::{Identified, Links, connect};
 pub(crate) use service::{Service, serve};
+pub(crate) use starts::{Start, Starts};
 
 /// The names of the metadata with which every call says who asks whom.
 pub(crate) mod header {
     pub(crate) const CLUSTER: &str = "orchestra-cluster";
     pub(crate) const FROM: &str = "orchestra-from";
+    pub(crate) const START: &str = "orchestra-start";
     pub(crate) const TO: &str = "orchestra-to";
     pub(crate) const SHARD: &str = "orchestra-shard";
 }

@@ -20,12 +20,13 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming, metadata::MetadataMap, transport::server::TcpIncoming};
 
 use super::{
-    header,
+    Start, Starts, header,
     links::{MESSAGE_BYTES_MAX, problem, propose_problem},
+    starts::Met,
     wire,
 };
 use crate::{
-    Group, Member, ScrubReport, equality,
+    ClusterClock, Group, Member, ScrubReport, equality,
     members::{self, Change},
     raft::{SnapshotSource, records},
 };
@@ -50,6 +51,8 @@ pub(crate) struct Service {
     /// Why writes are stopped, if they are.
     pub(crate) stopped: watch::Receiver<Option<String>>,
     pub(crate) asked: RwLock<Option<AskHandler>>,
+    pub(crate) starts: Starts,
+    pub(crate) clock: Arc<ClusterClock>,
 }
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -65,7 +68,7 @@ impl Service {
     }
 
     /// Refuses who is of another cluster, or means another node.
-    fn check(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+    fn check(&self, metadata: &MetadataMap) -> Result<Met, Status> {
         let text = |name| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let cluster = format!("{:032x}", self.identity.cluster);
         if text(header::CLUSTER) != cluster {
@@ -83,13 +86,20 @@ impl Service {
                 "{from} is the id of this node, not of another"
             )));
         }
-        Ok(from)
+        let start = text(header::START).parse::<Start>();
+        let start =
+            start.map_err(|_| Status::invalid_argument("the sender does not say which start it is"))?;
+        self.starts.meet(from, start)
     }
 
-    async fn answer(self: Arc<Self>, request: Request) -> Response {
+    async fn answer(self: Arc<Self>, from: NodeId, request: Request) -> Response {
         let id = request.id;
         let body = match (self.group(request.shard), request.body) {
-            (_, Some(request::Body::IsDraining(_))) => response::Body::IsDraining(self.must_not_lead()),
+            (_, Some(request::Body::Greet(_))) => response::Body::Greeted(peer::Greeted {
+                draining: self.must_not_lead(),
+                wall_micros: self.clock.machine_wall().0,
+                member: self.groups.read().values().any(|group| group.members().contains_key(&from)),
+            }),
             (_, Some(request::Body::Ask(question))) => {
                 let handler = self.asked.read().clone();
                 match handler {
@@ -179,7 +189,7 @@ impl Service {
                 Some(comparison) => response::Body::Compared(comparison.message()),
                 None => problem(Kind::NotLeader, "the replicas can not be compared now"),
             },
-            request::Body::IsDraining(_) | request::Body::Ask(_) | request::Body::Scrub(_) => {
+            request::Body::Greet(_) | request::Body::Ask(_) | request::Body::Scrub(_) => {
                 problem(Kind::Refused, "not a question about a shard")
             }
         })
@@ -252,17 +262,20 @@ impl PeerService for Served {
     type LaneStream = Answers<Responses>;
 
     async fn lane(&self, request: tonic::Request<Streaming<Requests>>) -> Answer<Self::LaneStream> {
-        self.0.check(request.metadata())?;
+        let met = self.0.check(request.metadata())?;
         let mut questions = request.into_inner();
         let (answers, receiver) = mpsc::channel::<Response>(ANSWERS_LEN);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
+            // Held as long as the peer is connected.
+            let met = met;
+            let from = met.node;
             while let Ok(Some(message)) = questions.message().await {
                 for question in message.requests {
                     let (service, answers) = (Arc::clone(&service), answers.clone());
                     tokio::spawn(async move {
                         // The peer may be gone.
-                        let _ = answers.send(service.answer(question).await).await;
+                        let _ = answers.send(service.answer(from, question).await).await;
                     });
                 }
             }
@@ -278,15 +291,15 @@ impl PeerService for Served {
     type AppendStream = Answers<AppendResponse>;
 
     async fn append(&self, request: tonic::Request<Streaming<AppendRequest>>) -> Answer<Self::AppendStream> {
-        let from = self.0.check(request.metadata())?;
+        let met = self.0.check(request.metadata())?;
         let shard = request.metadata().get(header::SHARD).and_then(|shard| shard.to_str().ok());
         let group = shard.and_then(|shard| self.0.group(shard.parse().ok()?));
         let group = group.ok_or_else(|| Status::unavailable("the shard does not run here"))?;
-        let entries = stream::unfold(request.into_inner(), move |mut requests| async move {
+        let entries = stream::unfold((request.into_inner(), met), |(mut requests, met)| async move {
             match wire::to_append_request(requests.message().await.ok()??) {
-                Ok(append) => Some((append, requests)),
+                Ok(append) => Some((append, (requests, met))),
                 Err(error) => {
-                    tracing::error!(%from, %error, "entries that can not be read");
+                    tracing::error!(from = %met.node, %error, "entries that can not be read");
                     None
                 }
             }
@@ -302,7 +315,7 @@ impl PeerService for Served {
         &self,
         request: tonic::Request<Streaming<SnapshotPart>>,
     ) -> Answer<peer::SnapshotResponse> {
-        self.0.check(request.metadata())?;
+        let _met = self.0.check(request.metadata())?;
         let received = self.0.receive_snapshot(request.into_inner()).await;
         if let Err(status) = &received {
             tracing::warn!(reason = status.message(), "a snapshot was not taken");
@@ -324,7 +337,7 @@ impl PeerService for Served {
     }
 
     async fn admit(&self, request: tonic::Request<peer::AdmitRequest>) -> Answer<peer::AdmitResponse> {
-        self.0.check(request.metadata())?;
+        let _met = self.0.check(request.metadata())?;
         let member = request.into_inner().member;
         let member = member.ok_or_else(|| Status::invalid_argument("a member is missing"))?;
         let (node, member) = (NodeId(member.node), Member::from_record(member));

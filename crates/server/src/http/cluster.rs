@@ -25,16 +25,19 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         .shards
         .iter()
         .map(|(shard, lead)| {
-            let (leader, term) = match lead {
+            let (leader, leads_in_term) = match lead {
                 Leadership::Here { term } => (Some(identity.node), Some(*term)),
                 Leadership::Elsewhere { leader } => (*leader, None),
             };
-            let members = node.groups()[shard].members();
+            let group = &node.groups()[shard];
+            let (members, progress) = (group.members(), group.progress());
             let ids = |voter: bool| -> Vec<u64> {
                 members.iter().filter(|(_, of)| of.voter == voter).map(|(id, _)| id.0).collect()
             };
-            let value = json!({"leader": leader.map(|node| node.0), "term": term, "voters": ids(true),
-                "learners": ids(false), "log_from": node.groups()[shard].log_from(), "position": node.groups()[shard].view().shard().position.0});
+            let value = json!({"leader": leader.map(|node| node.0), "leads_in_term": leads_in_term,
+                "term": progress.term, "voters": ids(true), "learners": ids(false), "log_from": progress.log_from,
+                "committed": progress.committed, "applied": progress.applied,
+                "position": group.view().shard().position.0});
             (shard.to_string(), value)
         })
         .collect();
@@ -65,6 +68,9 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         "broken": status.broken.iter().map(|(shard, why)| (shard.to_string(), why)).collect::<BTreeMap<_, _>>(),
         "writes_stopped": status.writes_stopped,
         "draining": status.draining,
+        "starts": status.starts,
+        "refused": status.refused,
+        "clock_offset_ms": status.clock_offset_ms,
         "work_running": app.sessions.running_count(),
         "log_syncs": status.log_syncs,
         "version": env!("CARGO_PKG_VERSION"),

@@ -143,6 +143,7 @@ impl Sessions {
             .map(|(shard, _)| format!("shard {shard}: no leader"))
             .collect();
         errors.extend(status.broken.into_values());
+        errors.extend(status.refused);
         errors.extend(status.writes_stopped.map(|reason| format!("writes: {reason}")));
         errors
     }

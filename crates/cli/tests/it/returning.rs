@@ -1,0 +1,143 @@
+//! Nodes that come back as they must not: removed meanwhile, in two copies, with a wrong clock. None does harm.
+
+use std::time::Duration;
+
+use chaos::api::Api;
+use serde_json::{Value, json};
+use testkit::{Cluster, wait_until};
+
+use crate::fixture::PATIENCE;
+
+/// What a node says of itself when the others do not count on it.
+async fn refusal(cluster: &Cluster, number: usize, part: &str) -> Value {
+    let what = format!("{part:?}");
+    let refused = wait_until(&what, PATIENCE, async || {
+        let status = cluster.status(number).await.ok()?;
+        status["refused"].as_str().is_some_and(|reason| reason.contains(part)).then_some(status)
+    });
+    let status = refused.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    let ready = reqwest::get(format!("{}/health/ready", cluster.url(number))).await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains(part));
+    status
+}
+
+fn terms(status: &Value) -> Vec<u64> {
+    status["shards"].as_object().unwrap().values().map(|shard| shard["term"].as_u64().unwrap()).collect()
+}
+
+async fn completes(api: &Api, key: &str) {
+    let id = api.start("w", key, &json!(1)).await.unwrap();
+    let ended = wait_until("its end", PATIENCE, async || {
+        (api.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
+    });
+    ended.await.unwrap();
+}
+
+const QUICK: &str = "name: w\nsteps:\n  - {id: a, value: 'input'}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_with_its_old_disk_disturbs_nobody() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    let api = Api::new(&cluster.url(0)).unwrap();
+    api.apply(QUICK).await.unwrap();
+    // It has no chance to learn of its removal.
+    cluster.kill(2).unwrap();
+    cluster.remove(2).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    let before = terms(&cluster.status(0).await.unwrap());
+    cluster.spawn(2).unwrap();
+    refusal(&cluster, 2, "was removed from the cluster").await;
+    // Several election timeouts later, nobody has had to vote.
+    for number in 0..20 {
+        completes(&api, &format!("k-{number}")).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(terms(&cluster.status(0).await.unwrap()), before, "{}", cluster.log_tails());
+    assert_eq!(cluster.status(1).await.unwrap()["nodes"].as_array().unwrap().len(), 2);
+    // With an empty directory it is a new node, and may have its old name.
+    cluster.kill(2).unwrap();
+    cluster.wipe(2).unwrap();
+    cluster.restart(2).await.unwrap();
+    let back = wait_until("three members", PATIENCE, async || {
+        (cluster.status(0).await.ok()?["nodes"].as_array()?.len() == 3).then_some(())
+    });
+    back.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_copies_of_a_node_one_is_listened_to() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    let api = Api::new(&cluster.url(0)).unwrap();
+    api.apply(QUICK).await.unwrap();
+    assert_eq!(cluster.stop(2).await.unwrap(), Some(0));
+    let copy = cluster.copy(2).unwrap();
+    cluster.restart(2).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    let known = |status: Value| status["nodes"].clone();
+    let before = known(cluster.status(0).await.unwrap());
+    cluster.spawn(copy).unwrap();
+    refusal(&cluster, copy, "another process runs as node").await;
+    completes(&api, "beside-a-copy").await;
+    // The addresses are still those of the node itself.
+    assert_eq!(known(cluster.status(0).await.unwrap()), before);
+    // Gone, it may come back under its own start, not under that of the copy.
+    cluster.kill(copy).unwrap();
+    cluster.kill(2).unwrap();
+    cluster.restart(2).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    cluster.kill(2).unwrap();
+    // By now the copy has been started less often than the node.
+    cluster.spawn(copy).unwrap();
+    refusal(&cluster, copy, "was here with start").await;
+    completes(&api, "after-a-copy").await;
+    cluster.kill(copy).unwrap();
+    cluster.restart(2).await.unwrap();
+    cluster.until_whole().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_fires_nothing_too_early() {
+    let Some(env) = testkit::wrong_clock("+3600s") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 2, "").await.unwrap();
+    let wrong = cluster.add_with_env(&env).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    let compared = wait_until("the clocks to be compared", PATIENCE, async || {
+        let offset = cluster.status(wrong).await.ok()?["clock_offset_ms"].as_i64()?;
+        (offset.abs_diff(-3_600_000) < 1_000).then_some(())
+    });
+    compared.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    let (http, api) = (reqwest::Client::new(), Api::new(&cluster.url(wrong)).unwrap());
+    let start = async |shard: u16, unique: u128, span: &str| {
+        let id = ids::SessionId::new(ids::RegionId(0), ids::ShardId(shard), unique).to_string();
+        let waits = json!({"name": "waits", "steps": [{"id": "a", "wait": {"for": span}}]});
+        let body = json!({"workflow": waits, "id": id});
+        let answer = http.post(format!("{}/v1/sessions", cluster.url(0))).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        id
+    };
+    for shard in 0..4u16 {
+        let lead = async |to: usize| {
+            let done = wait_until("the lead to move", PATIENCE, async || {
+                let body = json!({"shard": shard, "to": format!("node-{to}")});
+                let url = format!("{}/v1/cluster/transfer-leader", cluster.url(0));
+                http.post(url).json(&body).send().await.ok()?;
+                (cluster.leader(shard).await == Some(to)).then_some(())
+            });
+            done.await.unwrap();
+        };
+        lead(0).await;
+        let long = start(shard, 1, "10m").await;
+        lead(wrong).await;
+        let short = start(shard, 2, "300ms").await;
+        let fired = wait_until("the short timer to fire", PATIENCE, async || {
+            (api.get(&format!("/v1/sessions/{short}")).await.ok()?["status"] == "completed").then_some(())
+        });
+        fired.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+        let session = api.get(&format!("/v1/sessions/{long}")).await.unwrap();
+        assert_eq!(session["status"], "waiting", "{session}");
+    }
+}

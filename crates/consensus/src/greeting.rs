@@ -1,0 +1,70 @@
+//! Every node greets every other one all the time. So each keeps a connection to each, which is how a second process
+//! with the same id is told from the first ([`crate::net`]); a node that was taken out while it was away learns it; and
+//! clocks are compared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use ids::{NodeId, ShardId};
+use parking_lot::Mutex;
+use proto::peer::{Empty, request, response};
+
+use crate::{ClusterClock, Group, net::Links};
+
+const INTERVAL: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why nobody counts on this node any more, if so.
+pub(crate) type Standing = Arc<Mutex<Option<String>>>;
+
+/// Greets, as long as the node runs. Of a node that is still joining, nobody says that it was taken out.
+pub(crate) async fn greet(
+    groups: BTreeMap<ShardId, Group>,
+    links: Links,
+    standing: Standing,
+    clock: Arc<ClusterClock>,
+) {
+    let me = links.me().node;
+    let mut was_member = false;
+    let mut tick = tokio::time::interval(INTERVAL);
+    loop {
+        tick.tick().await;
+        let nodes: BTreeSet<NodeId> = groups.values().flat_map(|group| group.members().into_keys()).collect();
+        was_member = was_member || nodes.contains(&me);
+        let count = nodes.len();
+        let greetings = nodes.into_iter().filter(|node| *node != me).map(|node| {
+            let (links, clock) = (links.clone(), &clock);
+            async move {
+                let asked = clock.machine_wall();
+                match links.control(node, ShardId(0), request::Body::Greet(Empty {}), TIMEOUT).await {
+                    Ok(response::Body::Greeted(greeted)) => {
+                        // The answer was given between question and now: in the middle, as far as one can tell.
+                        let middle = u64::midpoint(asked.0, clock.machine_wall().0);
+                        let ahead = i128::from(greeted.wall_micros) - i128::from(middle);
+                        Some((greeted.member, i64::try_from(ahead).unwrap_or_default()))
+                    }
+                    _ => None,
+                }
+            }
+        });
+        let answers: Vec<(bool, i64)> = join_all(greetings).await.into_iter().flatten().collect();
+        if count > 0 {
+            let offsets: Vec<i64> = answers.iter().map(|(_, ahead)| *ahead).collect();
+            clock.compare(&offsets, count);
+        }
+        let is_out = was_member && !answers.is_empty() && answers.iter().all(|(member, _)| !member);
+        let mut standing = standing.lock();
+        if is_out && standing.is_none() {
+            let reason =
+                "this node was removed from the cluster: stop it, and delete its directory".to_owned();
+            tracing::error!(reason, "nobody counts on this node");
+            *standing = Some(reason);
+        } else if !is_out && !answers.is_empty() {
+            *standing = None;
+        }
+    }
+}

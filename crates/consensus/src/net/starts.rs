@@ -1,0 +1,117 @@
+//! Which process speaks for a node. A data directory that was copied, or brought back from an older copy, has forgotten
+//! votes and entries that the node has promised to keep; two processes with one id would each vote. So every start of a
+//! node has a number, kept in its directory, and a random mark, and who is asked listens to one start of a node only:
+//! the latest, and never to another while that one is still connected.
+
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
+
+use ids::NodeId;
+use parking_lot::Mutex;
+use tonic::Status;
+
+/// One start of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// How many there were, with this one.
+    pub(crate) count: u64,
+    /// Drawn at the start.
+    pub(crate) mark: u64,
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.count, self.mark)
+    }
+}
+
+impl FromStr for Start {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (count, mark) = text.split_once('-').unwrap_or((text, ""));
+        Ok(Self { count: count.parse()?, mark: u64::from_str_radix(mark, 16)? })
+    }
+}
+
+/// The starts of its peers that a node has met since its own. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Starts {
+    latest: Arc<Mutex<HashMap<NodeId, Latest>>>,
+}
+
+#[derive(Debug)]
+struct Latest {
+    start: Start,
+    connections: usize,
+}
+
+impl Starts {
+    /// Someone speaks for a node: listened to until what this returns is dropped, or refused.
+    pub(crate) fn meet(&self, node: NodeId, start: Start) -> Result<Met, Status> {
+        let mut latest = self.latest.lock();
+        let known = latest.entry(node).or_insert(Latest { start, connections: 0 });
+        if known.start != start {
+            if known.connections > 0 {
+                return Err(Status::already_exists(format!(
+                    "another process runs as node {node} and is connected: this one (start {}) has a copy of its \
+                     directory, or was started before the other was gone",
+                    start.count
+                )));
+            }
+            if start.count <= known.start.count {
+                return Err(Status::already_exists(format!(
+                    "node {node} was here with start {} already, this is start {} of a copy of its directory, or of \
+                     an older one: remove the node, and add it with an empty directory",
+                    known.start.count, start.count
+                )));
+            }
+            known.start = start;
+        }
+        known.connections += 1;
+        Ok(Met { starts: self.clone(), node })
+    }
+}
+
+/// A connection of the start of a node that is listened to.
+#[derive(Debug)]
+pub(crate) struct Met {
+    starts: Starts,
+    pub(crate) node: NodeId,
+}
+
+impl Drop for Met {
+    fn drop(&mut self) {
+        if let Some(known) = self.starts.latest.lock().get_mut(&self.node) {
+            known.connections -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+    use super::*;
+
+    #[test]
+    fn one_start_of_a_node_is_listened_to() {
+        let (starts, node) = (Starts::default(), NodeId(7));
+        let start = |count, mark| Start { count, mark };
+        assert_eq!("3-00000000000000ff".parse::<Start>().unwrap(), start(3, 255));
+        assert_eq!(start(3, 255).to_string().parse::<Start>().unwrap(), start(3, 255));
+        let first = starts.meet(node, start(3, 1)).unwrap();
+        let again = starts.meet(node, start(3, 1)).unwrap();
+        // A copy, while the node is there: neither newer nor older ones.
+        assert!(starts.meet(node, start(4, 2)).is_err());
+        assert!(starts.meet(node, start(2, 2)).is_err());
+        drop(first);
+        assert!(starts.meet(node, start(4, 2)).is_err());
+        drop(again);
+        // The node is gone: only who has started since.
+        assert!(starts.meet(node, start(3, 2)).is_err());
+        assert!(starts.meet(node, start(2, 2)).is_err());
+        drop(starts.meet(node, start(4, 2)).unwrap());
+        assert!(starts.meet(node, start(3, 1)).is_err());
+        assert!(starts.meet(NodeId(8), start(1, 1)).is_ok());
+    }
+}
