@@ -42,6 +42,12 @@ cluster-test: build ## Faults on clusters of three and five nodes under load: SE
 	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 3 --faults 18
 	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 5 --faults 18
 
+soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full load, 1 GiB to a new node: SEED=first.
+	for seed in $$(seq $(SEED) $$(($(SEED) + 19))); do $(MAKE) --no-print-directory cluster-test SEED=$$seed || exit 1; done
+	cargo build --locked --release -p cli -p loadtest
+	$(TARGET)/release/loadtest soak --directory $(TARGET)
+	$(TARGET)/release/loadtest intake --directory $(TARGET)
+
 vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
@@ -49,4 +55,4 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo cluster test lint fix crash cluster-test vendor-chaos bench
+.PHONY: help setup build demo cluster test lint fix crash cluster-test soak vendor-chaos bench

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod cluster;
 pub mod crash;
+mod net;
 pub mod vendor;
 
 use std::path::PathBuf;

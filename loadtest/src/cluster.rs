@@ -23,7 +23,7 @@ const TASKS: &str = "name: tasks\nsteps:\n  - {id: a, task: {queue: q, input: in
      - {id: b, task: {queue: q, input: input}}\n  - {id: c, task: {queue: q, input: input}}\n";
 /// One command, one commit: the session then waits.
 const ONE_COMMIT: &str = "name: one\nsteps:\n  - {id: a, wait: {signal: never}}\n";
-const CONFIG: &str = "[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n";
+pub(crate) const CONFIG: &str = "[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n";
 const INPUT: &str =
     r#"{"text":"an input of a usual size, a hundred bytes or so, as a client gives it to a session"}"#;
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A cluster under load, with a worker on every node.
 pub(crate) struct Loaded {
     /// Its nodes end with this.
-    _cluster: Cluster,
+    pub(crate) cluster: Cluster,
     channels: Vec<Channel>,
     _workers: Vec<oneshot::Sender<()>>,
     _temp: tempfile::TempDir,
@@ -67,7 +67,7 @@ impl Loaded {
             let request = api::ApplyWorkflowRequest { source: source.into() };
             SessionServiceClient::new(channels[0].clone()).apply_workflow(request).await?;
         }
-        Ok(Self { _cluster: cluster, channels, _workers: workers, _temp: temp })
+        Ok(Self { cluster, channels, _workers: workers, _temp: temp })
     }
 
     async fn call(&self, client: usize, workflow: &str, wait: bool) -> anyhow::Result<()> {

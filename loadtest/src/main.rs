@@ -6,6 +6,7 @@ mod cluster;
 mod http;
 mod layers;
 mod local;
+mod soak;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -35,6 +36,24 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         kills: usize,
     },
+    /// Full load on three nodes for long: no shard may elect a leader. Exit code 1 if one did.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Where data is written: a real file system, not one in memory.
+        #[arg(long, default_value = ".")]
+        directory: std::path::PathBuf,
+    },
+    /// A fourth node takes in what three have, under writes. Exit code 1 if the p99 of the writes more than doubles.
+    Intake {
+        /// How much.
+        #[arg(long, default_value_t = 1024)]
+        mib: usize,
+        /// Where data is written: a real file system, not one in memory.
+        #[arg(long, default_value = ".")]
+        directory: std::path::PathBuf,
+    },
     /// Load over HTTP. With --rate an open loop (latency from the intended start), without it a closed loop.
     Run(http::RunArgs),
 }
@@ -48,6 +67,17 @@ pub(crate) fn line(text: impl std::fmt::Display) {
 async fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Bench { runs, only, directory, kills } => bench::run(runs, &only, &directory, kills).await?,
+        Command::Soak { minutes, directory } => {
+            if soak::full_load(&directory, minutes).await? > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Intake { mib, directory } => {
+            let (before, during) = soak::intake(&directory, mib).await?;
+            if during > 2.0 * before {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Run(args) => http::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,12 +1,17 @@
 //! What is done to the cluster.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use testkit::{Cluster, SmallDisk};
 
-use super::{Options, load::Load};
+use super::{Options, load::Load, network};
+use crate::net::Network;
 
 /// Shards of the clusters under test.
 const SHARDS: u16 = 4;
@@ -36,6 +41,46 @@ pub enum Fault {
     RollingRestart,
     /// SIGKILL all nodes at once; start them again.
     KillAll,
+    /// Cut the leader of a shard, and as many others as are no majority with it, from the rest.
+    IsolateLeader,
+    /// Cut the nodes into two halves.
+    Halves,
+    /// Two halves, and one node that reaches both.
+    Bridge,
+    /// The leader of a shard sends, and hears nothing.
+    DeafLeader,
+    /// The leader of a shard hears, and what it sends is lost.
+    MuteLeader,
+    /// Cut one node from the leader of a shard; both reach the others.
+    CutPair,
+    /// Every packet takes 20 to 90 ms, and one in 200 is lost.
+    SlowNetwork,
+    /// One packet in 20 is lost, some come twice, some overtake others, and links carry 4 MiB a second.
+    LossyNetwork,
+}
+
+impl Fault {
+    /// Whether it needs a network of its own.
+    #[must_use]
+    pub fn is_of_network(self) -> bool {
+        self >= Self::IsolateLeader
+    }
+}
+
+/// What faults are made with, as far as this machine allows it.
+pub(super) struct Means {
+    pub(super) disk: Option<SmallDisk>,
+    pub(super) network: Option<Arc<Mutex<Network>>>,
+}
+
+impl Means {
+    pub(super) fn allow(&self, fault: Fault) -> bool {
+        match fault {
+            Fault::DiskFull => self.disk.is_some(),
+            fault if fault.is_of_network() => self.network.is_some(),
+            _ => true,
+        }
+    }
 }
 
 /// Injects faults one after another; how often each kind was.
@@ -43,7 +88,7 @@ pub(super) async fn inject(
     cluster: &mut Cluster,
     load: &Load,
     options: &Options,
-    disk: Option<&SmallDisk>,
+    means: &Means,
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
@@ -53,11 +98,12 @@ pub(super) async fn inject(
             Some(fault) => *fault,
             None => *options.kinds.choose(&mut random).unwrap_or(&Fault::KillLeader),
         };
-        let disk = disk.filter(|_| cluster.members().contains(&ON_SMALL_DISK));
-        let fault = if fault == Fault::DiskFull && disk.is_none() { Fault::PauseFollower } else { fault };
+        // The node on the small disk may have been replaced.
+        let gone = fault == Fault::DiskFull && !cluster.members().contains(&ON_SMALL_DISK);
+        let fault = if gone { Fault::PauseFollower } else { fault };
         rest(&mut random, 200..1_000).await;
         load.note(&format!("{fault:?}"));
-        inject_one(cluster, fault, &mut random, load, disk).await?;
+        inject_one(cluster, fault, &mut random, load, means).await?;
         *fired.entry(fault).or_insert(0) += 1;
     }
     Ok(fired)
@@ -72,7 +118,7 @@ async fn inject_one(
     fault: Fault,
     random: &mut StdRng,
     load: &Load,
-    disk: Option<&SmallDisk>,
+    means: &Means,
 ) -> anyhow::Result<()> {
     let shard = random.random_range(0..SHARDS);
     let members = cluster.members();
@@ -96,7 +142,7 @@ async fn inject_one(
             cluster.resume(target)?;
         }
         Fault::DiskFull => {
-            let disk = disk.context("no node is on a small disk")?;
+            let disk = means.disk.as_ref().context("no node is on a small disk")?;
             disk.fill()?;
             rest(random, 1_000..4_000).await;
             disk.free()?;
@@ -135,6 +181,16 @@ async fn inject_one(
             for number in &members {
                 cluster.spawn(*number)?;
             }
+        }
+        _ => {
+            let network = means.network.as_ref().context("there is no network to disturb")?;
+            let network = || network.lock().map_err(|_| anyhow::anyhow!("the network's owner panicked"));
+            let before = network::hits(&*network()?);
+            network::inject(&*network()?, fault, &members, leader, random);
+            rest(random, 1_500..5_000).await;
+            let guard = network()?;
+            guard.switch().heal();
+            anyhow::ensure!(network::hits(&guard) > before, "{fault:?} hit no packet");
         }
     }
     cluster.until_whole().await

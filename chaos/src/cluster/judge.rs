@@ -21,7 +21,6 @@ pub(super) async fn judge(
     vendor: &simulated::Server,
     options: &Options,
     fired: &BTreeMap<Fault, usize>,
-    disk_could_fill: bool,
 ) -> anyhow::Result<Verdict> {
     let operations = load.history.operations();
     let mut violations = load.violations();
@@ -36,9 +35,6 @@ pub(super) async fn judge(
         }
     }
     for kind in &options.kinds {
-        if *kind == Fault::DiskFull && !disk_could_fill {
-            continue;
-        }
         if options.faults >= options.kinds.len() && !fired.contains_key(kind) {
             violations.push(format!("{kind:?} never happened"));
         }

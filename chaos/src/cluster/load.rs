@@ -58,6 +58,7 @@ pub(super) struct Load {
     pub(super) history: History,
     pub(super) registers: Vec<String>,
     seed: u64,
+    token: Option<String>,
     http: reqwest::Client,
     urls: RwLock<Vec<String>>,
     /// Where workers connect.
@@ -75,11 +76,13 @@ pub(super) struct Load {
 impl Load {
     pub(super) async fn begin(cluster: &Cluster, seed: u64) -> anyhow::Result<Self> {
         // A connection a call: one that breaks with its node says nothing about the next call.
-        let http = reqwest::Client::builder().timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
+        let http =
+            testkit::client(cluster.token())?.timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
         let mut load = Self {
             history: History::default(),
             registers: Vec::new(),
             seed,
+            token: cluster.token().map(str::to_owned),
             http,
             urls: RwLock::new(cluster.urls()),
             grpc: RwLock::new(cluster.members().into_iter().map(|number| cluster.grpc_url(number)).collect()),
@@ -203,7 +206,7 @@ impl Load {
                 queues: vec!["q".into()],
                 capacity: 4,
                 ca: None,
-                token: None,
+                token: self.token.clone(),
             };
             let pause = Duration::from_millis(random.random_range(1..80));
             let answer = move |task: worker::Task| async move {

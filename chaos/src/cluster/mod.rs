@@ -7,20 +7,26 @@
 mod faults;
 mod judge;
 mod load;
+mod network;
 mod watch;
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::Context as _;
 use providers::simulated;
-use testkit::{Cluster, SmallDisk, free_address};
+use testkit::{Cluster, Hosts, Loopback, SmallDisk, free_address};
 
 pub use faults::Fault;
 
-use crate::{Verdict, crash::keep_if_failed, crash::node_config};
+use crate::{
+    Verdict,
+    crash::{keep_if_failed, node_config},
+    net::{self, InNetwork, Network},
+};
+use faults::Means;
 use load::Load;
 
 /// Enough for everything that a run stores.
@@ -52,13 +58,38 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
         latency_max_ms: 60,
         ..Default::default()
     };
-    let vendor = simulated::serve(free_address()?, behaviour, Vec::new()).await?;
-    let config = node_config(&[vendor.base_url()], 5_000);
+    let wants = |of: fn(Fault) -> bool| options.kinds.iter().any(|kind| of(*kind));
+    let network = if wants(Fault::is_of_network) { Network::start(options.seed)? } else { None };
+    let mut address = free_address()?;
+    let mut config = String::new();
+    let network = network.map(|network| {
+        address.set_ip(network.here().into());
+        config.push_str(net::CONFIG);
+        Arc::new(Mutex::new(network))
+    });
+    let vendor = simulated::serve(address, behaviour, Vec::new()).await?;
+    let mut common = node_config(&[vendor.base_url()], 5_000);
+    if network.is_some() {
+        common = common.replacen("[node]\n", "[node]\ninsecure = true\n", 1);
+    }
+    config.insert_str(0, &common);
     let on_small_disk = temp.path().join(format!("node-{}/data", faults::ON_SMALL_DISK));
     std::fs::create_dir_all(&on_small_disk)?;
-    let wanted = options.kinds.contains(&Fault::DiskFull);
-    let disk = wanted.then(|| SmallDisk::mount(&on_small_disk, SMALL_DISK_MIB)).flatten();
-    let mut cluster = Cluster::start(temp.path(), options.nodes, &config).await?;
+    let disk =
+        wants(|kind| kind == Fault::DiskFull).then(|| SmallDisk::mount(&on_small_disk, SMALL_DISK_MIB));
+    let means = Means { disk: disk.flatten(), network };
+    let (possible, not_run): (Vec<Fault>, Vec<Fault>) =
+        options.kinds.iter().partition(|kind| means.allow(**kind));
+    anyhow::ensure!(
+        not_run.is_empty() || std::env::var_os("CI").is_none(),
+        "CI must be able to run {not_run:?}: it needs root, and /dev/net/tun"
+    );
+    let options = &Options { kinds: possible, ..options.clone() };
+    let hosts: Box<dyn Hosts> = match &means.network {
+        Some(network) => Box::new(InNetwork(Arc::clone(network))),
+        None => Box::new(Loopback),
+    };
+    let mut cluster = Cluster::start_on(hosts, temp.path(), options.nodes, &config).await?;
     let load = Arc::new(Load::begin(&cluster, options.seed).await?);
     let _workers = Arc::clone(&load).employ();
     let clients = Arc::clone(&load).run();
@@ -66,7 +97,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     let looks = Arc::new(AtomicU64::new(0));
     let (watched, counted) = (Arc::clone(&load), Arc::clone(&looks));
     let watching = tokio::spawn(async move { watch::watch(&watched, &counted).await });
-    let injected = faults::inject(&mut cluster, &load, options, disk.as_ref()).await;
+    let injected = faults::inject(&mut cluster, &load, options, &means).await;
     let healed = match &injected {
         Ok(_) => faults::heal(&mut cluster).await,
         Err(_) => Ok(()),
@@ -88,7 +119,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     };
     let looked = looks.load(Ordering::Relaxed);
     anyhow::ensure!(looked > 10, "the nodes were looked at {looked} times only");
-    let verdict = judge::judge(&cluster, &load, &vendor, options, &fired, disk.is_some()).await;
-    let verdict = verdict.with_context(|| cluster.log_tails())?;
+    let verdict = judge::judge(&cluster, &load, &vendor, options, &fired).await;
+    let mut verdict = verdict.with_context(|| cluster.log_tails())?;
+    if !not_run.is_empty() {
+        verdict.lines.push(format!("NOT RUN, as this machine does not allow it: {not_run:?}"));
+    }
     Ok(keep_if_failed(verdict, temp))
 }

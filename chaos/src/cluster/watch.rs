@@ -37,7 +37,7 @@ impl Seen {
                     let comparable = what == "term" || *of_start == starts;
                     if comparable && now[what].as_u64() < before[what].as_u64() {
                         found.push(format!(
-                            "{what} of shard {shard} on node {node} went back from {} to {}",
+                            "{what} of shard {shard} on node {node} went back from {} to {}: {before}, then {now}",
                             before[what], now[what]
                         ));
                     }

@@ -225,7 +225,9 @@ impl Node {
             let raft = Raft::new(node.0, config, network, log_store, machine_of_raft)
                 .await
                 .map_err(|error| error.to_string())?;
-            if founder && !raft.is_initialized().await.map_err(|error| error.to_string())? {
+            // Once it answers, what it says of itself (its term) is what it has read from its disk.
+            let is_initialized = raft.is_initialized().await.map_err(|error| error.to_string())?;
+            if founder && !is_initialized {
                 let members = BTreeMap::from([(node.0, member)]);
                 raft.initialize(members).await.map_err(|error| error.to_string())?;
             }

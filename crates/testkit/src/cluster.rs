@@ -1,6 +1,8 @@
 //! A cluster of real node processes on this machine.
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,13 +15,66 @@ use crate::{NodeProcess, NodeSpec, free_address, wait_until};
 /// How long a cluster may take for anything: an election, a join, a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where a node lives.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Where its peers reach it.
+    pub peer: SocketAddr,
+    /// A command that runs what follows it there; empty for this machine as it is.
+    pub command: Vec<String>,
+    /// Variables in its environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// Gives nodes their places.
+pub trait Hosts: Send + Sync {
+    /// The place of a new node.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    fn place(&mut self, number: usize) -> anyhow::Result<Place>;
+
+    /// The token that the nodes ask of clients.
+    fn token(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Every node on loopback, with ports of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Loopback;
+
+impl Hosts for Loopback {
+    fn place(&mut self, _: usize) -> anyhow::Result<Place> {
+        Ok(Place {
+            http: free_address()?,
+            grpc: free_address()?,
+            peer: free_address()?,
+            command: Vec::new(),
+            env: Vec::new(),
+        })
+    }
+}
+
 /// A cluster. All its nodes are killed when this is dropped.
-#[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
     config: String,
     http: reqwest::Client,
+    token: Option<String>,
+    hosts: Box<dyn Hosts>,
     nodes: Vec<Slot>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("directory", &self.directory).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -38,9 +93,30 @@ impl Cluster {
     ///
     /// They do not start; the end of a log is part of the error.
     pub async fn start(directory: &Path, count: usize, config: &str) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
-        let mut cluster =
-            Self { directory: directory.to_owned(), config: config.to_owned(), http, nodes: Vec::new() };
+        Self::start_on(Box::new(Loopback), directory, count, config).await
+    }
+
+    /// As [`Cluster::start`], with nodes at other places.
+    ///
+    /// # Errors
+    ///
+    /// They do not start; the end of a log is part of the error.
+    pub async fn start_on(
+        hosts: Box<dyn Hosts>,
+        directory: &Path,
+        count: usize,
+        config: &str,
+    ) -> anyhow::Result<Self> {
+        let token = hosts.token();
+        let http = client(token.as_deref())?.timeout(Duration::from_secs(5)).build()?;
+        let mut cluster = Self {
+            directory: directory.to_owned(),
+            config: config.to_owned(),
+            http,
+            token,
+            hosts,
+            nodes: Vec::new(),
+        };
         let first = cluster.new_slot(&[])?;
         cluster.start_slot(first).await?;
         for _ in 1..count {
@@ -52,15 +128,17 @@ impl Cluster {
 
     fn new_slot(&mut self, join: &[String]) -> anyhow::Result<usize> {
         let number = self.nodes.len();
+        let Place { http, grpc, peer, command, env } = self.hosts.place(number)?;
         let spec = NodeSpec {
             directory: self.directory.join(format!("node-{number}")),
-            http: free_address()?,
-            grpc: free_address()?,
-            peer: free_address()?,
+            http,
+            grpc,
+            peer,
+            command,
             name: format!("node-{number}"),
             join: join.to_vec(),
             config: self.config.clone(),
-            env: Vec::new(),
+            env,
         };
         self.nodes.push(Slot { spec, process: None, paused: false, member: true });
         Ok(number)
@@ -90,7 +168,7 @@ impl Cluster {
         let join: Vec<String> =
             self.members().into_iter().map(|number| self.nodes[number].spec.peer.to_string()).collect();
         let number = self.new_slot(&join)?;
-        self.nodes[number].spec.env = env.to_vec();
+        self.nodes[number].spec.env.extend_from_slice(env);
         self.start_slot(number).await?;
         Ok(number)
     }
@@ -116,6 +194,12 @@ impl Cluster {
     /// The system refuses.
     pub fn wipe(&self, number: usize) -> anyhow::Result<()> {
         Ok(std::fs::remove_dir_all(self.nodes[number].spec.directory.join("data"))?)
+    }
+
+    /// The token that its nodes ask of clients.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
     }
 
     /// The nodes that belong to it, running or not.
@@ -298,6 +382,24 @@ impl Cluster {
         whole.await.with_context(|| self.log_tails())
     }
 
+    /// Waits until each node leads as many shards as any other, give or take one.
+    ///
+    /// # Errors
+    ///
+    /// They do not; the ends of the logs are part of the error.
+    pub async fn until_spread(&self) -> anyhow::Result<()> {
+        let spread = wait_until("leads to be spread", PATIENCE, async || {
+            let mut led = BTreeMap::<u64, usize>::new();
+            let status = self.status(*self.running().first()?).await.ok()?;
+            for (_, shard) in status["shards"].as_object()? {
+                *led.entry(shard["leader"].as_u64()?).or_default() += 1;
+            }
+            let (least, most) = (led.values().min()?, led.values().max()?);
+            (led.len() == self.members().len() && most - least <= 1).then_some(())
+        });
+        spread.await.with_context(|| self.log_tails())
+    }
+
     /// Waits until a node writes again.
     ///
     /// # Errors
@@ -335,4 +437,17 @@ fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A client that shows a token.
+///
+/// # Errors
+///
+/// The token is not one line of text.
+pub fn client(token: Option<&str>) -> anyhow::Result<reqwest::ClientBuilder> {
+    let mut headers = reqwest::header::HeaderMap::new();
+    if let Some(token) = token {
+        headers.insert(reqwest::header::AUTHORIZATION, format!("Bearer {token}").parse()?);
+    }
+    Ok(reqwest::Client::builder().default_headers(headers))
 }

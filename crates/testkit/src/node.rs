@@ -1,6 +1,7 @@
 //! A node as a process of its own.
 
 use std::{
+    ffi::OsString,
     fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -95,6 +96,8 @@ pub struct NodeSpec {
     pub grpc: SocketAddr,
     /// Where its peers reach it.
     pub peer: SocketAddr,
+    /// A command that runs what follows it; empty for none.
+    pub command: Vec<String>,
     /// What it is called; empty for no name.
     pub name: String,
     /// Whom it asks to be let in.
@@ -145,6 +148,7 @@ impl NodeProcess {
             http,
             grpc,
             peer: SocketAddr::from(([127, 0, 0, 1], 0)),
+            command: Vec::new(),
             name: String::new(),
             join: Vec::new(),
             config: config.to_owned(),
@@ -187,9 +191,12 @@ impl NodeProcess {
         let (config, log) = (spec.directory.join("config.toml"), spec.directory.join("log"));
         std::fs::write(&config, &spec.config)?;
         let out = File::options().create(true).append(true).open(&log)?;
-        let mut command = Command::new(binary()?);
+        let program = [binary()?.into_os_string()];
+        let mut words = spec.command.iter().map(OsString::from).chain(program);
+        let mut command = Command::new(words.next().context("no program")?);
         command
-            .arg("node")
+            .args(words)
+            .args(["node", "--until-stdin-closes"])
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--data-dir".as_ref(), spec.directory.join("data").as_os_str()])
             .args(["--http", &spec.http.to_string()])
@@ -203,7 +210,8 @@ impl NodeProcess {
         }
         let child = command
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            // It ends with this process, however that ends.
+            .stdin(Stdio::piped())
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()

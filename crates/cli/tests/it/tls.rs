@@ -25,6 +25,7 @@ fn spec(directory: &Path, name: &str, join: Vec<String>, of: &DevCertificates) -
         http: free_address().unwrap(),
         grpc: free_address().unwrap(),
         peer: free_address().unwrap(),
+        command: Vec::new(),
         name: name.into(),
         join,
         config: format!("[tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\n", of.cert, of.key, of.ca),

@@ -1,0 +1,112 @@
+//! A network of one's own: every node in a network namespace, joined by a [`switch`] in this process. All names carry
+//! the process id of the run, and only those of runs that are over are removed.
+
+mod namespace;
+mod switch;
+
+use std::{net::Ipv4Addr, path::Path};
+
+use anyhow::Context as _;
+use testkit::{Hosts, Place};
+
+pub(crate) use switch::{Host, Link, Switch};
+
+use namespace::Namespace;
+
+/// The host that is this process itself: clients, workers and vendors.
+const HERE: Host = 1;
+/// The host of node 0.
+const FIRST_NODE: Host = 10;
+/// Large enough that a message costs few packets.
+const MTU: u16 = 9_000;
+const HTTP: u16 = 7100;
+const TOKEN: &str = "CHAOS_TOKEN";
+/// What a node needs in its configuration to live here: it listens to more than its own machine.
+pub(crate) const CONFIG: &str = "[[tokens]]\ntenant = \"default\"\ntoken_env = \"CHAOS_TOKEN\"\n";
+
+/// The network of a run.
+pub(crate) struct Network {
+    run: u32,
+    /// The third byte of all addresses.
+    subnet: u8,
+    switch: Switch,
+    namespaces: Vec<Namespace>,
+    token: String,
+}
+
+impl Network {
+    /// Makes a network without nodes. `Ok(None)` where the machine does not allow it.
+    pub(crate) fn start(seed: u64) -> anyhow::Result<Option<Self>> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            return Ok(None);
+        }
+        let run = std::process::id();
+        namespace::remove_stale()?;
+        let subnet = namespace::free_subnet(run)?;
+        let token = format!("chaos-{:032x}", rand::random::<u128>());
+        let mut network = Self { run, subnet, switch: Switch::new(seed), namespaces: Vec::new(), token };
+        let name = format!("orc{run:x}h");
+        let device = network.device(&name)?;
+        namespace::address(None, &name, network.address(HERE), MTU)?;
+        network.switch.plug(HERE, device);
+        Ok(Some(network))
+    }
+
+    fn device(&self, name: &str) -> anyhow::Result<tun_rs::AsyncDevice> {
+        tun_rs::DeviceBuilder::new()
+            .name(name)
+            .layer(tun_rs::Layer::L3)
+            .build_async()
+            .with_context(|| format!("make the device {name}"))
+    }
+
+    fn address(&self, host: Host) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.subnet, host)
+    }
+
+    /// The address of this process in it.
+    pub(crate) fn here(&self) -> Ipv4Addr {
+        self.address(HERE)
+    }
+
+    /// Where its packets are.
+    pub(crate) fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// The host of a node.
+    pub(crate) fn host(node: usize) -> Host {
+        FIRST_NODE + Host::try_from(node).unwrap_or(Host::MAX - FIRST_NODE)
+    }
+}
+
+/// Where the nodes of a cluster live, when each has a network namespace.
+pub(crate) struct InNetwork(pub(crate) std::sync::Arc<std::sync::Mutex<Network>>);
+
+impl Hosts for InNetwork {
+    fn token(&self) -> Option<String> {
+        self.0.lock().ok().map(|network| network.token.clone())
+    }
+
+    fn place(&mut self, number: usize) -> anyhow::Result<Place> {
+        let mut network = self.0.lock().map_err(|_| anyhow::anyhow!("the network's owner panicked"))?;
+        let host = Network::host(number);
+        let name = format!("orc{:x}n{number}", network.run);
+        let namespace = Namespace::new(&format!("orchestra-{}-{number}", network.run))?;
+        let device = network.device(&name)?;
+        namespace.take(&name)?;
+        namespace::address(Some(&namespace), &name, network.address(host), MTU)?;
+        network.switch.plug(host, device);
+        let address = network.address(host);
+        let command = namespace.command();
+        network.namespaces.push(namespace);
+        let at = |port| std::net::SocketAddr::from((address, port));
+        Ok(Place {
+            http: at(HTTP),
+            grpc: at(HTTP + 1),
+            peer: at(HTTP + 2),
+            command,
+            env: vec![(TOKEN.into(), network.token.clone())],
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! What takes long: full load for half an hour, and a new node that takes in a gibibyte.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use testkit::Cluster;
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{
+    cluster::{CONFIG, Loaded},
+    line,
+};
+
+const CLIENTS: usize = 256;
+/// How long the load is left alone between two looks at the terms.
+const SLICE_SECONDS: u64 = 30;
+/// Each shard's term when a cluster stands: terms only grow by elections and hand-overs.
+type Terms = BTreeMap<String, u64>;
+
+async fn terms(cluster: &Cluster) -> anyhow::Result<Terms> {
+    let mut terms = Terms::new();
+    for number in cluster.members() {
+        let status = cluster.status(number).await?;
+        for (shard, of) in status["shards"].as_object().into_iter().flatten() {
+            let term = terms.entry(shard.clone()).or_default();
+            *term = (*term).max(of["term"].as_u64().unwrap_or_default());
+        }
+    }
+    Ok(terms)
+}
+
+/// Full load on three nodes, all healthy: no shard may elect a leader. Answers how many did.
+pub(crate) async fn full_load(directory: &Path, minutes: u64) -> anyhow::Result<u64> {
+    let loaded = Arc::new(Loaded::start(directory, 3).await?);
+    // Leads go to where they belong first; those are no elections under load.
+    loaded.cluster.until_spread().await?;
+    let before = terms(&loaded.cluster).await?;
+    let until = Instant::now() + Duration::from_secs(60 * minutes);
+    let (mut slices, mut rates) = (0u64, Vec::new());
+    while Instant::now() < until {
+        rates.push(loaded.steps(CLIENTS, SLICE_SECONDS).await?);
+        slices += 1;
+        let now = terms(&loaded.cluster).await?;
+        if now != before {
+            line(format!("terms after {} s: {now:?}, before: {before:?}", slices * SLICE_SECONDS));
+        }
+    }
+    let after = terms(&loaded.cluster).await?;
+    let elections: u64 = before.iter().map(|(shard, term)| after[shard].abs_diff(*term)).sum();
+    let (first, last) =
+        (rates.first().copied().unwrap_or_default(), rates.last().copied().unwrap_or_default());
+    let verified = verify(&loaded.cluster).await?;
+    line(format!(
+        "full load: {minutes} min, {CLIENTS} clients, {first:.0} steps/s at first, {last:.0} at last, elections {elections}, \
+         replicas equal: {verified}"
+    ));
+    if !verified {
+        bail!("replicas differ");
+    }
+    Ok(elections)
+}
+
+async fn verify(cluster: &Cluster) -> anyhow::Result<bool> {
+    let url = format!("{}/v1/cluster/verify", cluster.url(0));
+    let answer = reqwest::Client::new().post(url).json(&json!({"scrub": false})).send().await?;
+    let said: Value = answer.error_for_status()?.json().await?;
+    Ok(said["equal"] == true)
+}
+
+/// Bytes of one session's input: inline values may have 256 KiB.
+const INPUT_BYTES: usize = 200 << 10;
+/// Writes a second, as a service in its usual day has them: the machine is not saturated.
+const RATE: u64 = 200;
+
+/// The p99 of writes in milliseconds: before, and while a new node takes in so many MiB.
+pub(crate) async fn intake(directory: &Path, mib: usize) -> anyhow::Result<(f64, f64)> {
+    let temp = tempfile::tempdir_in(directory)?;
+    let mut cluster = Cluster::start(temp.path(), 3, CONFIG).await?;
+    let http = reqwest::Client::new();
+    let waits = "name: one\nsteps:\n  - {id: a, wait: {signal: never}}\n";
+    let applied = http.post(format!("{}/v1/workflows", cluster.url(0))).body(waits).send().await?;
+    applied.error_for_status()?;
+    let urls: Arc<[String]> = cluster.urls().into();
+    fill(&http, &urls, (mib << 20) / INPUT_BYTES).await?;
+    let quiet = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
+    let writes = tokio::spawn(write(http.clone(), Arc::clone(&urls), Arc::clone(&quiet)));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    writes.abort();
+    let busy = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
+    let writes = tokio::spawn(write(http, Arc::clone(&urls), Arc::clone(&busy)));
+    let began = Instant::now();
+    cluster.add().await?;
+    cluster.until_whole().await?;
+    let took = began.elapsed();
+    writes.abort();
+    let p99 = |of: &Mutex<Histogram<u64>>| -> anyhow::Result<(f64, u64)> {
+        let of = of.lock().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of a call")]
+        let p99 = of.value_at_quantile(0.99) as f64 / 1000.0;
+        Ok((p99, of.len()))
+    };
+    let ((before, counted), (during, counted_during)) = (p99(&quiet)?, p99(&busy)?);
+    line(format!(
+        "a new node took in {mib} MiB in {:.1} s; p99 of {RATE} writes a second: {before:.2} ms of {counted} before, \
+         {during:.2} ms of {counted_during} meanwhile",
+        took.as_secs_f64()
+    ));
+    Ok((before, during))
+}
+
+async fn fill(http: &reqwest::Client, urls: &Arc<[String]>, sessions: usize) -> anyhow::Result<()> {
+    let mut tasks = JoinSet::new();
+    for part in 0..8 {
+        let (http, urls) = (http.clone(), Arc::clone(urls));
+        tasks.spawn(async move {
+            for number in (part..sessions).step_by(8) {
+                // Text that does not shrink to nothing on the disk.
+                let text: String =
+                    (0..INPUT_BYTES).map(|_| char::from(rand::random_range(b'0'..=b'z'))).collect();
+                let text = text.replace('\\', "/");
+                start(&http, &urls[number % urls.len()], &json!(text)).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+async fn start(http: &reqwest::Client, url: &str, input: &Value) -> anyhow::Result<()> {
+    let body = json!({"workflow": "one", "input": input});
+    let answer = http.post(format!("{url}/v1/sessions")).json(&body).send().await?;
+    let status = answer.status();
+    if !status.is_success() {
+        bail!("a start was answered {status}: {}", answer.text().await.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Writes at a fixed rate, whatever the answers take: the time of each counts from when it was due.
+async fn write(
+    http: reqwest::Client,
+    urls: Arc<[String]>,
+    took: Arc<Mutex<Histogram<u64>>>,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    for number in 0u64.. {
+        let due = began + Duration::from_micros(number * 1_000_000 / RATE);
+        tokio::time::sleep_until(due).await;
+        let (http, urls, took) = (http.clone(), Arc::clone(&urls), Arc::clone(&took));
+        tokio::spawn(async move {
+            let url = &urls[usize::try_from(number)? % urls.len()];
+            start(&http, url, &json!(number)).await.context("a write")?;
+            let micros = u64::try_from(due.elapsed().as_micros())?;
+            took.lock().map_err(|_| anyhow::anyhow!("a writer panicked"))?.record(micros)?;
+            anyhow::Ok(())
+        });
+    }
+    Ok(())
+}
