@@ -4,7 +4,9 @@
 pub mod api;
 pub mod cluster;
 pub mod crash;
+mod disk;
 mod net;
+mod site;
 pub mod vendor;
 
 use std::path::PathBuf;

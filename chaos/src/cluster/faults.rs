@@ -1,22 +1,15 @@
 //! What is done to the cluster.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::Context as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use testkit::{Cluster, SmallDisk};
+use testkit::Cluster;
 
-use super::{Options, load::Load, network};
-use crate::net::Network;
+use super::{Options, disk, load::Load, network};
+use crate::site::Shared;
 
 /// Shards of the clusters under test.
 const SHARDS: u16 = 4;
-/// The node whose disk is filled.
-pub(super) const ON_SMALL_DISK: usize = 1;
 
 /// A fault, or a planned change, from which the cluster must recover by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -29,8 +22,6 @@ pub enum Fault {
     PauseLeader,
     /// SIGSTOP a node that does not lead the shard.
     PauseFollower,
-    /// Fill the disk of a node, and make room again.
-    DiskFull,
     /// SIGTERM a node, which hands over what it leads; start it again.
     Drain,
     /// Hand over the lead of a shard.
@@ -57,29 +48,29 @@ pub enum Fault {
     SlowNetwork,
     /// One packet in 20 is lost, some come twice, some overtake others, and links carry 4 MiB a second.
     LossyNetwork,
+    /// Fill the disk of a node, and make room again.
+    DiskFull,
+    /// Cut the power of a node: what it has not synced is lost or torn; start it again.
+    PowerCut,
+    /// Cut the power of all nodes at once; start them again.
+    PowerCutAll,
+    /// Every sync of the leader of a shard takes 200 to 800 ms.
+    SlowDisk,
+    /// The wall clock of a node jumps by 10 s to 2 h, forth or back, and later back again.
+    ClockJump,
 }
 
 impl Fault {
     /// Whether it needs a network of its own.
     #[must_use]
     pub fn is_of_network(self) -> bool {
-        self >= Self::IsolateLeader
+        (Self::IsolateLeader..=Self::LossyNetwork).contains(&self)
     }
-}
 
-/// What faults are made with, as far as this machine allows it.
-pub(super) struct Means {
-    pub(super) disk: Option<SmallDisk>,
-    pub(super) network: Option<Arc<Mutex<Network>>>,
-}
-
-impl Means {
-    pub(super) fn allow(&self, fault: Fault) -> bool {
-        match fault {
-            Fault::DiskFull => self.disk.is_some(),
-            fault if fault.is_of_network() => self.network.is_some(),
-            _ => true,
-        }
+    /// Whether it needs disks of its own.
+    #[must_use]
+    pub fn is_of_disk(self) -> bool {
+        (Self::DiskFull..=Self::SlowDisk).contains(&self)
     }
 }
 
@@ -88,7 +79,7 @@ pub(super) async fn inject(
     cluster: &mut Cluster,
     load: &Load,
     options: &Options,
-    means: &Means,
+    site: &Shared,
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
@@ -98,18 +89,15 @@ pub(super) async fn inject(
             Some(fault) => *fault,
             None => *options.kinds.choose(&mut random).unwrap_or(&Fault::KillLeader),
         };
-        // The node on the small disk may have been replaced.
-        let gone = fault == Fault::DiskFull && !cluster.members().contains(&ON_SMALL_DISK);
-        let fault = if gone { Fault::PauseFollower } else { fault };
         rest(&mut random, 200..1_000).await;
         load.note(&format!("{fault:?}"));
-        inject_one(cluster, fault, &mut random, load, means).await?;
+        inject_one(cluster, fault, &mut random, load, site).await?;
         *fired.entry(fault).or_insert(0) += 1;
     }
     Ok(fired)
 }
 
-async fn rest(random: &mut StdRng, range: std::ops::Range<u64>) {
+pub(super) async fn rest(random: &mut StdRng, range: std::ops::Range<u64>) {
     tokio::time::sleep(Duration::from_millis(random.random_range(range))).await;
 }
 
@@ -118,7 +106,7 @@ async fn inject_one(
     fault: Fault,
     random: &mut StdRng,
     load: &Load,
-    means: &Means,
+    site: &Shared,
 ) -> anyhow::Result<()> {
     let shard = random.random_range(0..SHARDS);
     let members = cluster.members();
@@ -140,13 +128,6 @@ async fn inject_one(
             cluster.pause(target)?;
             rest(random, 1_000..4_000).await;
             cluster.resume(target)?;
-        }
-        Fault::DiskFull => {
-            let disk = means.disk.as_ref().context("no node is on a small disk")?;
-            disk.fill()?;
-            rest(random, 1_000..4_000).await;
-            disk.free()?;
-            cluster.until_writable(ON_SMALL_DISK).await?;
         }
         Fault::Drain => {
             load.leave(cluster, leader);
@@ -182,15 +163,27 @@ async fn inject_one(
                 cluster.spawn(*number)?;
             }
         }
+        fault if fault.is_of_disk() => disk::inject(cluster, fault, leader, random, site).await?,
+        Fault::ClockJump => {
+            let seconds = random.random_range(10..7_200) * if random.random_bool(0.5) { 1 } else { -1 };
+            site.lock().set_clock(follower, seconds)?;
+            // It has had an effect once the node knows how wrong its clock is.
+            cluster.until_clock_is_off(follower, -1_000 * seconds).await?;
+            rest(random, 500..3_000).await;
+            site.lock().set_clock(follower, 0)?;
+            cluster.until_clock_is_off(follower, 0).await?;
+        }
         _ => {
-            let network = means.network.as_ref().context("there is no network to disturb")?;
-            let network = || network.lock().map_err(|_| anyhow::anyhow!("the network's owner panicked"));
-            let before = network::hits(&*network()?);
-            network::inject(&*network()?, fault, &members, leader, random);
+            let hits = |site: &Shared| site.lock().network.as_ref().map(network::hits).unwrap_or_default();
+            let before = hits(site);
+            if let Some(network) = &site.lock().network {
+                network::inject(network, fault, &members, leader, random);
+            }
             rest(random, 1_500..5_000).await;
-            let guard = network()?;
-            guard.switch().heal();
-            anyhow::ensure!(network::hits(&guard) > before, "{fault:?} hit no packet");
+            if let Some(network) = &site.lock().network {
+                network.switch().heal();
+            }
+            anyhow::ensure!(hits(site) > before, "{fault:?} hit no packet");
         }
     }
     cluster.until_whole().await

@@ -4,6 +4,7 @@
 //! call, recorded with when it was called, when it returned, and what came of it. Meanwhile one fault after another is
 //! injected. In the end everything is healed, and what is there is compared with what clients were told.
 
+mod disk;
 mod faults;
 mod judge;
 mod load;
@@ -11,26 +12,22 @@ mod network;
 mod watch;
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::Context as _;
 use providers::simulated;
-use testkit::{Cluster, Hosts, Loopback, SmallDisk, free_address};
+use testkit::{Cluster, free_address};
 
 pub use faults::Fault;
 
 use crate::{
     Verdict,
     crash::{keep_if_failed, node_config},
-    net::{self, InNetwork, Network},
+    site::{Needs, Shared, Site},
 };
-use faults::Means;
 use load::Load;
-
-/// Enough for everything that a run stores.
-const SMALL_DISK_MIB: u32 = 1024;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -59,36 +56,32 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
         ..Default::default()
     };
     let wants = |of: fn(Fault) -> bool| options.kinds.iter().any(|kind| of(*kind));
-    let network = if wants(Fault::is_of_network) { Network::start(options.seed)? } else { None };
-    let mut address = free_address()?;
-    let mut config = String::new();
-    let network = network.map(|network| {
-        address.set_ip(network.here().into());
-        config.push_str(net::CONFIG);
-        Arc::new(Mutex::new(network))
-    });
-    let vendor = simulated::serve(address, behaviour, Vec::new()).await?;
-    let mut common = node_config(&[vendor.base_url()], 5_000);
-    if network.is_some() {
-        common = common.replacen("[node]\n", "[node]\ninsecure = true\n", 1);
-    }
-    config.insert_str(0, &common);
-    let on_small_disk = temp.path().join(format!("node-{}/data", faults::ON_SMALL_DISK));
-    std::fs::create_dir_all(&on_small_disk)?;
-    let disk =
-        wants(|kind| kind == Fault::DiskFull).then(|| SmallDisk::mount(&on_small_disk, SMALL_DISK_MIB));
-    let means = Means { disk: disk.flatten(), network };
-    let (possible, not_run): (Vec<Fault>, Vec<Fault>) =
-        options.kinds.iter().partition(|kind| means.allow(**kind));
+    let needs = Needs {
+        network: wants(Fault::is_of_network),
+        disks: wants(Fault::is_of_disk),
+        clocks: wants(|kind| kind == Fault::ClockJump),
+    };
+    let site = Site::prepare(needs, options.seed)?;
+    let possible = |kind: &Fault| match kind {
+        Fault::ClockJump => site.has_clocks(),
+        kind if kind.is_of_network() => site.network.is_some(),
+        kind if kind.is_of_disk() => site.disks.is_some(),
+        _ => true,
+    };
+    let (kinds, not_run): (Vec<Fault>, Vec<Fault>) = options.kinds.iter().copied().partition(possible);
     anyhow::ensure!(
         not_run.is_empty() || std::env::var_os("CI").is_none(),
-        "CI must be able to run {not_run:?}: it needs root, and /dev/net/tun"
+        "CI must be able to run {not_run:?}: it needs root, /dev/net/tun, /dev/fuse and libfaketime"
     );
-    let options = &Options { kinds: possible, ..options.clone() };
-    let hosts: Box<dyn Hosts> = match &means.network {
-        Some(network) => Box::new(InNetwork(Arc::clone(network))),
-        None => Box::new(Loopback),
-    };
+    let options = &Options { kinds, ..options.clone() };
+    let mut address = free_address()?;
+    if let Some(network) = &site.network {
+        address.set_ip(network.here().into());
+    }
+    let vendor = simulated::serve(address, behaviour, Vec::new()).await?;
+    let config = site.configure(&node_config(&[vendor.base_url()], 5_000));
+    let site = Shared::new(site);
+    let hosts = Box::new(site.clone());
     let mut cluster = Cluster::start_on(hosts, temp.path(), options.nodes, &config).await?;
     let load = Arc::new(Load::begin(&cluster, options.seed).await?);
     let _workers = Arc::clone(&load).employ();
@@ -97,7 +90,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     let looks = Arc::new(AtomicU64::new(0));
     let (watched, counted) = (Arc::clone(&load), Arc::clone(&looks));
     let watching = tokio::spawn(async move { watch::watch(&watched, &counted).await });
-    let injected = faults::inject(&mut cluster, &load, options, &means).await;
+    let injected = faults::inject(&mut cluster, &load, options, &site).await;
     let healed = match &injected {
         Ok(_) => faults::heal(&mut cluster).await,
         Err(_) => Ok(()),

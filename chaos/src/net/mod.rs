@@ -4,10 +4,13 @@
 mod namespace;
 mod switch;
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::Context as _;
-use testkit::{Hosts, Place};
+use testkit::Place;
 
 pub(crate) use switch::{Host, Link, Switch};
 
@@ -78,35 +81,31 @@ impl Network {
     pub(crate) fn host(node: usize) -> Host {
         FIRST_NODE + Host::try_from(node).unwrap_or(Host::MAX - FIRST_NODE)
     }
-}
 
-/// Where the nodes of a cluster live, when each has a network namespace.
-pub(crate) struct InNetwork(pub(crate) std::sync::Arc<std::sync::Mutex<Network>>);
-
-impl Hosts for InNetwork {
-    fn token(&self) -> Option<String> {
-        self.0.lock().ok().map(|network| network.token.clone())
+    /// The token that its nodes ask of clients.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
     }
 
-    fn place(&mut self, number: usize) -> anyhow::Result<Place> {
-        let mut network = self.0.lock().map_err(|_| anyhow::anyhow!("the network's owner panicked"))?;
-        let host = Network::host(number);
-        let name = format!("orc{:x}n{number}", network.run);
-        let namespace = Namespace::new(&format!("orchestra-{}-{number}", network.run))?;
-        let device = network.device(&name)?;
+    /// A place for a node.
+    pub(crate) fn place(&mut self, number: usize) -> anyhow::Result<Place> {
+        let host = Self::host(number);
+        let name = format!("orc{:x}n{number}", self.run);
+        let namespace = Namespace::new(&format!("orchestra-{}-{number}", self.run))?;
+        let device = self.device(&name)?;
         namespace.take(&name)?;
-        namespace::address(Some(&namespace), &name, network.address(host), MTU)?;
-        network.switch.plug(host, device);
-        let address = network.address(host);
+        let address = self.address(host);
+        namespace::address(Some(&namespace), &name, address, MTU)?;
+        self.switch.plug(host, device);
         let command = namespace.command();
-        network.namespaces.push(namespace);
-        let at = |port| std::net::SocketAddr::from((address, port));
+        self.namespaces.push(namespace);
+        let at = |port| SocketAddr::from((address, port));
         Ok(Place {
             http: at(HTTP),
             grpc: at(HTTP + 1),
             peer: at(HTTP + 2),
             command,
-            env: vec![(TOKEN.into(), network.token.clone())],
+            env: vec![(TOKEN.into(), self.token.clone())],
         })
     }
 }

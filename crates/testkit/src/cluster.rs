@@ -32,12 +32,12 @@ pub struct Place {
 
 /// Gives nodes their places.
 pub trait Hosts: Send + Sync {
-    /// The place of a new node.
+    /// The place of a new node whose configuration, log and data go into a directory.
     ///
     /// # Errors
     ///
     /// There is none.
-    fn place(&mut self, number: usize) -> anyhow::Result<Place>;
+    fn place(&mut self, number: usize, directory: &Path) -> anyhow::Result<Place>;
 
     /// The token that the nodes ask of clients.
     fn token(&self) -> Option<String> {
@@ -50,7 +50,7 @@ pub trait Hosts: Send + Sync {
 pub struct Loopback;
 
 impl Hosts for Loopback {
-    fn place(&mut self, _: usize) -> anyhow::Result<Place> {
+    fn place(&mut self, _: usize, _: &Path) -> anyhow::Result<Place> {
         Ok(Place {
             http: free_address()?,
             grpc: free_address()?,
@@ -128,9 +128,10 @@ impl Cluster {
 
     fn new_slot(&mut self, join: &[String]) -> anyhow::Result<usize> {
         let number = self.nodes.len();
-        let Place { http, grpc, peer, command, env } = self.hosts.place(number)?;
+        let directory = self.directory.join(format!("node-{number}"));
+        let Place { http, grpc, peer, command, env } = self.hosts.place(number, &directory)?;
         let spec = NodeSpec {
-            directory: self.directory.join(format!("node-{number}")),
+            directory,
             http,
             grpc,
             peer,
@@ -380,6 +381,19 @@ impl Cluster {
             Some(())
         });
         whole.await.with_context(|| self.log_tails())
+    }
+
+    /// Waits until a node says that the clocks of the others are ahead of its own by so much, give or take a second.
+    ///
+    /// # Errors
+    ///
+    /// It does not; the ends of the logs are part of the error.
+    pub async fn until_clock_is_off(&self, number: usize, ms: i64) -> anyhow::Result<()> {
+        let off = wait_until("the clocks to be compared", PATIENCE, async || {
+            let offset = self.status(number).await.ok()?["clock_offset_ms"].as_i64()?;
+            (offset.abs_diff(ms) < 1_000).then_some(())
+        });
+        off.await.with_context(|| self.log_tails())
     }
 
     /// Waits until each node leads as many shards as any other, give or take one.
