@@ -6,7 +6,10 @@ pub mod cluster;
 pub mod crash;
 mod disk;
 mod net;
+pub mod report;
+pub mod scenario;
 mod site;
+pub mod suite;
 pub mod vendor;
 
 use std::path::PathBuf;
@@ -23,6 +26,11 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// One thing that must not be, and nothing counted.
+    pub(crate) fn of_violation(violation: String) -> Self {
+        Self { lines: Vec::new(), violations: vec![violation], kept: None }
+    }
+
     /// Whether nothing was found that must not be.
     #[must_use]
     pub fn passed(&self) -> bool {

@@ -1,12 +1,16 @@
 //! `chaos`: scenarios against real nodes of this machine. Exit code 1 when something was found that must not be.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use chaos::{
     cluster::{self, Fault},
-    crash, vendor,
+    crash,
+    report::Report,
+    scenario::Scenario,
+    suite::Suite,
+    vendor,
 };
-use clap::{Parser, Subcommand, ValueEnum as _};
+use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version)]
@@ -26,7 +30,45 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         kills: u32,
     },
-    /// Faults on a cluster under load.
+    /// One run of a scenario: verdict, report and picture.
+    Run {
+        /// all, nodes, network, disks, clocks, or a TOML file.
+        scenario: String,
+        /// Chooses the faults and their moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Nodes of the cluster.
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
+        /// How long faults are injected, at least: each kind comes once in any case.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+        /// Where the report and its picture go.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Many runs: seeds against sizes of clusters, with a page about all.
+    Suite {
+        /// all, nodes, network, disks, clocks, or a TOML file.
+        #[arg(long, default_value = "all")]
+        scenario: String,
+        /// The seeds, as first..last.
+        #[arg(long, value_parser = seeds, default_value = "1..20")]
+        seeds: (u64, u64),
+        /// Nodes of the clusters, comma-separated.
+        #[arg(long, value_delimiter = ',', default_value = "3,5")]
+        nodes: Vec<usize>,
+        /// How long faults are injected in each run, at least.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+        /// Where reports go.
+        #[arg(long, default_value = "chaos-reports")]
+        out: PathBuf,
+        /// Do not repeat runs that passed before.
+        #[arg(long)]
+        resume: bool,
+    },
+    /// So many faults of some kinds on a cluster under load.
     Cluster {
         /// Chooses the faults and their moments.
         #[arg(long, default_value_t = 1)]
@@ -37,7 +79,7 @@ enum Command {
         /// How many faults, one after another.
         #[arg(long, default_value_t = 12)]
         faults: usize,
-        /// The kinds of fault, comma-separated; by default all.
+        /// The kinds of fault, comma-separated; by default those of the scenario `nodes`, and a full disk.
         #[arg(long, value_enum, value_delimiter = ',')]
         kinds: Vec<Fault>,
     },
@@ -49,16 +91,72 @@ enum Command {
     },
 }
 
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let parsed = text.split_once("..").and_then(|(from, to)| {
+        let to = to.strip_prefix('=').unwrap_or(to);
+        Some((from.parse().ok()?, to.parse().ok()?))
+    });
+    parsed.filter(|(from, to)| from <= to).ok_or_else(|| format!("{text:?} is not first..last, as 1..20"))
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let say = |text: &dyn std::fmt::Display| {
+        // A closed pipe ends the output, not the run.
+        let _ = writeln!(std::io::stdout(), "{text}");
+    };
     let verdict = match Cli::parse().command {
         Command::Crash { seed, kills } => crash::run(&crash::Options { seed, kills }).await?,
+        Command::Run { scenario, seed, nodes, seconds, out } => {
+            let scenario = Scenario::load(&scenario)?;
+            let faults = scenario.faults.len();
+            let options = cluster::Options { scenario, seed, nodes, faults, seconds, mutant: None };
+            let run = cluster::run(&options).await?;
+            if let Some(out) = out {
+                run.report.write(&out)?;
+            }
+            run.verdict
+        }
+        Command::Suite { scenario, seeds, nodes, seconds, out, resume } => {
+            let suite = Suite { scenario: Scenario::load(&scenario)?, seeds, nodes, seconds, out, resume };
+            let reports = suite.run(|report| say(&told(report))).await?;
+            let failed = reports.iter().filter(|report| !report.passed).count();
+            say(&format!(
+                "{} runs, {failed} failed: {}",
+                reports.len(),
+                suite.out.join("report.md").display()
+            ));
+            return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Cluster { seed, nodes, faults, kinds } => {
-            let kinds = if kinds.is_empty() { Fault::value_variants().to_vec() } else { kinds };
-            cluster::run(&cluster::Options { seed, nodes, faults, kinds }).await?
+            let scenario = if kinds.is_empty() {
+                let mut nodes = Scenario::load("nodes")?;
+                nodes.faults.push(Fault::DiskFull);
+                nodes
+            } else {
+                Scenario::of("cluster", kinds)
+            };
+            let options = cluster::Options { scenario, seed, nodes, faults, seconds: 0, mutant: None };
+            cluster::run(&options).await?.verdict
         }
         Command::Vendor { seed } => vendor::run(seed).await?,
     };
-    writeln!(std::io::stdout(), "{verdict}")?;
+    say(&verdict);
     Ok(if verdict.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn told(report: &Report) -> String {
+    let mut told = format!(
+        "{:<32} {:>6.0} s {:>7} operations {:>3} faults {:>4} leaders moved  {}",
+        report.stem(),
+        report.seconds,
+        report.operations,
+        report.faults.len(),
+        report.leaders_moved,
+        if report.passed { "passed" } else { "FAILED" }
+    );
+    for violation in report.violations.iter().take(3) {
+        told.push_str(&format!("\n    {}", violation.lines().next().unwrap_or_default()));
+    }
+    told
 }

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use anyhow::Context as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use serde::Deserialize;
 use testkit::Cluster;
+use tokio::time::Instant;
 
 use super::{Options, disk, load::Load, network};
 use crate::site::Shared;
@@ -12,7 +15,8 @@ use crate::site::Shared;
 const SHARDS: u16 = 4;
 
 /// A fault, or a planned change, from which the cluster must recover by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// SIGKILL the leader of a shard; start it again.
     KillLeader,
@@ -83,15 +87,22 @@ pub(super) async fn inject(
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
-    for number in 0..options.faults {
-        // Every kind at least once, as far as there are enough of them.
-        let fault = match options.kinds.get(number) {
+    let until = Instant::now() + Duration::from_secs(options.seconds);
+    let (kinds, (least, most)) = (&options.scenario.faults, options.scenario.rest_ms);
+    for number in 0.. {
+        if number >= options.faults && Instant::now() >= until {
+            break;
+        }
+        // Every kind at least once, as far as there is time.
+        let fault = match kinds.get(number) {
             Some(fault) => *fault,
-            None => *options.kinds.choose(&mut random).unwrap_or(&Fault::KillLeader),
+            None => *kinds.choose(&mut random).unwrap_or(&Fault::KillLeader),
         };
-        rest(&mut random, 200..1_000).await;
-        load.note(&format!("{fault:?}"));
-        inject_one(cluster, fault, &mut random, load, site).await?;
+        rest(&mut random, least..most).await;
+        let from = load.history.now();
+        let injected = inject_one(cluster, fault, &mut random, load, site).await;
+        load.note(fault, from);
+        injected.with_context(|| format!("{fault:?}, the fault number {}", number + 1))?;
         *fired.entry(fault).or_insert(0) += 1;
     }
     Ok(fired)
@@ -186,10 +197,5 @@ async fn inject_one(
             anyhow::ensure!(hits(site) > before, "{fault:?} hit no packet");
         }
     }
-    cluster.until_whole().await
-}
-
-/// What is left to heal: every fault heals itself, so only time.
-pub(super) async fn heal(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.until_whole().await
 }

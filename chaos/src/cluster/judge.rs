@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use providers::simulated;
 use testkit::{
     Cluster, checks,
@@ -9,11 +10,63 @@ use testkit::{
     wait_until,
 };
 
-use super::{Fault, Options, load::Load};
-use crate::{Verdict, crash::counts};
+use super::{Fault, Options, load::Load, watch::Watched};
+use crate::{
+    Verdict,
+    crash::counts,
+    report::{self, Injected, Report},
+};
 
 /// How long everything that was acknowledged may take to end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Sessions that are looked at together.
+const CHECKS_AT_ONCE: usize = 8;
+/// A run of this many seconds or more has so many operations, or proves little.
+const LONG_RUN: u64 = 120;
+const OPERATIONS_MIN: u64 = 10_000;
+/// The share of operations that faults must have overlapped with.
+const DURING_FAULTS_MIN: f64 = 0.2;
+
+/// The run in numbers. A run whose faults had no effect, or hit nobody, proves nothing: that is a violation as well.
+pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict: &mut Verdict) -> Report {
+    let (operations, faults) = (load.history.operations(), load.notes());
+    let during_faults = report::share_during(&operations, &faults);
+    let count = operations.len() as u64;
+    let leaders_moved = watched.moves.load(Ordering::Relaxed);
+    let looks = watched.looks.load(Ordering::Relaxed);
+    let mut proves_little = Vec::new();
+    if looks <= 10 {
+        proves_little.push(format!("the nodes were looked at {looks} times only"));
+    }
+    if leaders_moved == 0 {
+        proves_little.push("no leader moved".to_owned());
+    }
+    if during_faults < DURING_FAULTS_MIN {
+        proves_little.push(format!("{:.0} % of the operations were during faults", 100.0 * during_faults));
+    }
+    if options.seconds >= LONG_RUN && count < OPERATIONS_MIN {
+        proves_little.push(format!("{count} operations; {OPERATIONS_MIN} are needed"));
+    }
+    verdict.lines.push(format!(
+        "leaders moved {leaders_moved}, {:.0} % of the operations during faults",
+        100.0 * during_faults
+    ));
+    verdict.violations.extend(proves_little);
+    Report {
+        scenario: options.scenario.name.clone(),
+        seed: options.seed,
+        nodes: options.nodes,
+        mutant: options.mutant.clone(),
+        passed: verdict.passed(),
+        violations: verdict.violations.clone(),
+        seconds: load.history.now().as_secs_f64(),
+        operations: count,
+        during_faults,
+        leaders_moved,
+        faults,
+        series: report::series(&operations),
+    }
+}
 
 pub(super) async fn judge(
     cluster: &Cluster,
@@ -27,15 +80,19 @@ pub(super) async fn judge(
     violations.extend(check_registers(cluster, load, &operations).await?);
     let acknowledged = load.acknowledged();
     let mut finished = 0;
-    for (key, id) in &acknowledged {
-        match check_session(cluster, load, id).await {
+    let checks =
+        acknowledged.iter().map(|(key, id)| async move { (key, id, check_session(cluster, load, id).await) });
+    let mut checks = stream::iter(checks).buffer_unordered(CHECKS_AT_ONCE);
+    while let Some((key, id, checked)) = checks.next().await {
+        match checked {
             Ok(found) if found.is_empty() => finished += 1,
             Ok(found) => violations.extend(found),
             Err(error) => violations.push(format!("{id} ({key}): {error:#}")),
         }
     }
-    for kind in &options.kinds {
-        if options.faults >= options.kinds.len() && !fired.contains_key(kind) {
+    let kinds = &options.scenario.faults;
+    for kind in kinds {
+        if options.faults >= kinds.len() && !fired.contains_key(kind) {
             violations.push(format!("{kind:?} never happened"));
         }
     }
@@ -67,8 +124,8 @@ pub(super) async fn judge(
         format!("workers cut off {cut_off}; all replicas equal, every row read"),
         format!("vendor calls {}", counts(vendor).await?.calls),
     ];
-    lines
-        .extend(load.notes().into_iter().map(|(at, what)| format!("  at {:.1} s: {what}", at.as_secs_f64())));
+    let noted = |of: Injected| format!("  {:.1} s to {:.1} s: {}", of.from_s, of.to_s, of.fault);
+    lines.extend(load.notes().into_iter().map(noted));
     Ok(Verdict { lines, violations, kept: None })
 }
 

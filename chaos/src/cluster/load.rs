@@ -18,9 +18,10 @@ use testkit::{
 };
 use tokio::task::{JoinHandle, JoinSet};
 
-const REGISTERS: usize = 6;
-const REGISTER_CLIENTS: u64 = 8;
-const SESSION_CLIENTS: u64 = 6;
+use super::{Fault, Options};
+use crate::{report::Injected, scenario::Scenario};
+
+const REGISTERS: usize = 16;
 const WORKERS: u64 = 3;
 /// How long all nodes may read their rows.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,18 +71,18 @@ pub(super) struct Load {
     /// The session that was acknowledged for each key.
     acknowledged: Mutex<BTreeMap<String, String>>,
     violations: Mutex<Vec<String>>,
-    notes: Mutex<Vec<(Duration, String)>>,
+    notes: Mutex<Vec<Injected>>,
 }
 
 impl Load {
-    pub(super) async fn begin(cluster: &Cluster, seed: u64) -> anyhow::Result<Self> {
+    pub(super) async fn begin(cluster: &Cluster, options: &Options) -> anyhow::Result<Self> {
         // A connection a call: one that breaks with its node says nothing about the next call.
         let http =
             testkit::client(cluster.token())?.timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
         let mut load = Self {
             history: History::default(),
             registers: Vec::new(),
-            seed,
+            seed: options.seed,
             token: cluster.token().map(str::to_owned),
             http,
             urls: RwLock::new(cluster.urls()),
@@ -108,12 +109,13 @@ impl Load {
         Ok(load)
     }
 
-    pub(super) fn run(self: Arc<Self>) -> Vec<JoinHandle<()>> {
+    pub(super) fn run(self: Arc<Self>, options: &Options) -> Vec<JoinHandle<()>> {
+        let Scenario { register_clients, session_clients, .. } = options.scenario;
         let registers =
-            (0..REGISTER_CLIENTS).map(|client| tokio::spawn(Arc::clone(&self).use_registers(client)));
+            (0..register_clients).map(|client| tokio::spawn(Arc::clone(&self).use_registers(client)));
         let registers: Vec<_> = registers.collect();
-        let sessions = (0..SESSION_CLIENTS)
-            .map(|client| tokio::spawn(Arc::clone(&self).start_sessions(REGISTER_CLIENTS + client)));
+        let sessions = (0..session_clients)
+            .map(|client| tokio::spawn(Arc::clone(&self).start_sessions(register_clients + client)));
         registers.into_iter().chain(sessions).collect()
     }
 
@@ -149,14 +151,18 @@ impl Load {
         }
     }
 
-    /// Writes down that something was done to the cluster.
-    pub(super) fn note(&self, what: &str) {
+    /// Writes down what was done to the cluster, from then until now.
+    pub(super) fn note(&self, fault: Fault, from: Duration) {
         if let Ok(mut notes) = self.notes.lock() {
-            notes.push((self.history.now(), what.to_owned()));
+            notes.push(Injected {
+                fault: format!("{fault:?}"),
+                from_s: from.as_secs_f64(),
+                to_s: self.history.now().as_secs_f64(),
+            });
         }
     }
 
-    pub(super) fn notes(&self) -> Vec<(Duration, String)> {
+    pub(super) fn notes(&self) -> Vec<Injected> {
         self.notes.lock().map(|notes| notes.clone()).unwrap_or_default()
     }
 

@@ -1,4 +1,4 @@
-//! `cluster`: faults on a cluster of real nodes under load, and whether its clients noticed more than they may.
+//! Faults on a cluster of real nodes under load, and whether its clients noticed more than they may.
 //!
 //! Clients append to registers and read them, and start sessions whose steps ask a vendor; every operation is one HTTP
 //! call, recorded with when it was called, when it returned, and what came of it. Meanwhile one fault after another is
@@ -11,12 +11,8 @@ mod load;
 mod network;
 mod watch;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
-use anyhow::Context as _;
 use providers::simulated;
 use testkit::{Cluster, free_address};
 
@@ -25,29 +21,45 @@ pub use faults::Fault;
 use crate::{
     Verdict,
     crash::{keep_if_failed, node_config},
+    report::Report,
+    scenario::Scenario,
     site::{Needs, Shared, Site},
 };
 use load::Load;
+use watch::Watched;
 
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What happens.
+    pub scenario: Scenario,
     /// Chooses the faults and their moments.
     pub seed: u64,
     /// How many nodes the cluster begins with.
     pub nodes: usize,
-    /// How many faults are injected, one after another.
+    /// How many faults are injected at least, one after another.
     pub faults: usize,
-    /// The kinds of fault to choose from.
-    pub kinds: Vec<Fault>,
+    /// How long faults are injected at least.
+    pub seconds: u64,
+    /// The change that the build under test makes on purpose, if it has any.
+    pub mutant: Option<String>,
 }
 
-/// Runs the scenario.
+/// What came of a run.
+#[derive(Debug)]
+pub struct Run {
+    /// In words.
+    pub verdict: Verdict,
+    /// In numbers.
+    pub report: Report,
+}
+
+/// Runs a scenario.
 ///
 /// # Errors
 ///
-/// The scenario itself failed: there is no verdict.
-pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
+/// The run could not begin: there is no verdict.
+pub async fn run(options: &Options) -> anyhow::Result<Run> {
     let temp = tempfile::Builder::new().prefix("orchestra-cluster-").tempdir()?;
     let behaviour = simulated::Options {
         seed: options.seed,
@@ -55,7 +67,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
         latency_max_ms: 60,
         ..Default::default()
     };
-    let wants = |of: fn(Fault) -> bool| options.kinds.iter().any(|kind| of(*kind));
+    let wants = |of: fn(Fault) -> bool| options.scenario.faults.iter().any(|kind| of(*kind));
     let needs = Needs {
         network: wants(Fault::is_of_network),
         disks: wants(Fault::is_of_disk),
@@ -68,12 +80,16 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
         kind if kind.is_of_disk() => site.disks.is_some(),
         _ => true,
     };
-    let (kinds, not_run): (Vec<Fault>, Vec<Fault>) = options.kinds.iter().copied().partition(possible);
+    let (kinds, not_run): (Vec<Fault>, Vec<Fault>) =
+        options.scenario.faults.iter().copied().partition(possible);
     anyhow::ensure!(
         not_run.is_empty() || std::env::var_os("CI").is_none(),
         "CI must be able to run {not_run:?}: it needs root, /dev/net/tun, /dev/fuse and libfaketime"
     );
-    let options = &Options { kinds, ..options.clone() };
+    anyhow::ensure!(!kinds.is_empty(), "this machine allows no fault of the scenario: {not_run:?}");
+    let mut options = options.clone();
+    options.scenario.faults = kinds;
+    let options = &options;
     let mut address = free_address()?;
     if let Some(network) = &site.network {
         address.set_ip(network.here().into());
@@ -83,39 +99,28 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     let site = Shared::new(site);
     let hosts = Box::new(site.clone());
     let mut cluster = Cluster::start_on(hosts, temp.path(), options.nodes, &config).await?;
-    let load = Arc::new(Load::begin(&cluster, options.seed).await?);
+    let load = Arc::new(Load::begin(&cluster, options).await?);
     let _workers = Arc::clone(&load).employ();
-    let clients = Arc::clone(&load).run();
-
-    let looks = Arc::new(AtomicU64::new(0));
-    let (watched, counted) = (Arc::clone(&load), Arc::clone(&looks));
-    let watching = tokio::spawn(async move { watch::watch(&watched, &counted).await });
+    let clients = Arc::clone(&load).run(options);
+    let watched = Arc::new(Watched::default());
+    let (looked_at, noted) = (Arc::clone(&load), Arc::clone(&watched));
+    let watching = tokio::spawn(async move { watch::watch(&looked_at, &noted).await });
     let injected = faults::inject(&mut cluster, &load, options, &site).await;
-    let healed = match &injected {
-        Ok(_) => faults::heal(&mut cluster).await,
-        Err(_) => Ok(()),
-    };
-    watching.abort();
     load.stop();
     for client in clients {
         client.await?;
     }
-    let history = temp.path().join("history.jsonl");
-    load.history.write(&history)?;
-    let fired = match (injected, healed) {
-        (Ok(fired), Ok(())) => fired,
-        (Err(error), _) | (_, Err(error)) => {
-            let kept = temp.keep();
-            let tails = cluster.log_tails();
-            return Err(error.context(format!("seed {}, kept {}\n{tails}", options.seed, kept.display())));
-        }
+    watching.abort();
+    load.history.write(&temp.path().join("history.jsonl"))?;
+    let mut verdict = match injected {
+        Ok(fired) => judge::judge(&cluster, &load, &vendor, options, &fired)
+            .await
+            .unwrap_or_else(|error| Verdict::of_violation(format!("{error:#}\n{}", cluster.log_tails()))),
+        Err(error) => Verdict::of_violation(format!("{error:#}\n{}", cluster.log_tails())),
     };
-    let looked = looks.load(Ordering::Relaxed);
-    anyhow::ensure!(looked > 10, "the nodes were looked at {looked} times only");
-    let verdict = judge::judge(&cluster, &load, &vendor, options, &fired).await;
-    let mut verdict = verdict.with_context(|| cluster.log_tails())?;
     if !not_run.is_empty() {
         verdict.lines.push(format!("NOT RUN, as this machine does not allow it: {not_run:?}"));
     }
-    Ok(keep_if_failed(verdict, temp))
+    let report = judge::report(&load, options, &watched, &mut verdict);
+    Ok(Run { verdict: keep_if_failed(verdict, temp), report })
 }

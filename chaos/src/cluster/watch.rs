@@ -24,6 +24,13 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// How often a shard was seen with another leader than before.
+    fn moves(&self) -> u64 {
+        let terms: Vec<(&String, &u64)> =
+            self.leaders.iter().map(|((shard, _), leader)| (shard, leader)).collect();
+        terms.windows(2).filter(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1).count() as u64
+    }
+
     /// Takes a look at a node into account; what must not be.
     pub(super) fn look(&mut self, status: &Value) -> Vec<String> {
         let (Some(node), Some(starts)) = (status["node"].as_u64(), status["starts"].as_u64()) else {
@@ -55,8 +62,17 @@ impl Seen {
     }
 }
 
+/// What is counted meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// Looks at nodes that answered.
+    pub(super) looks: AtomicU64,
+    /// How often a shard had another leader than before.
+    pub(super) moves: AtomicU64,
+}
+
 /// Looks, until it is dropped.
-pub(super) async fn watch(load: &Load, looks: &AtomicU64) {
+pub(super) async fn watch(load: &Load, watched: &Watched) {
     let mut seen = Seen::default();
     loop {
         for url in load.urls() {
@@ -65,7 +81,8 @@ pub(super) async fn watch(load: &Load, looks: &AtomicU64) {
             for violation in seen.look(&status) {
                 load.violation(violation);
             }
-            looks.fetch_add(1, Ordering::Relaxed);
+            watched.looks.fetch_add(1, Ordering::Relaxed);
+            watched.moves.store(seen.moves(), Ordering::Relaxed);
         }
         tokio::time::sleep(INTERVAL).await;
     }

@@ -4,9 +4,10 @@
 
 use chaos::{
     cluster::{self, Fault},
-    crash, vendor,
+    crash,
+    scenario::Scenario,
+    vendor,
 };
-use clap::ValueEnum as _;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_kills_lose_and_double_nothing() {
@@ -18,21 +19,24 @@ async fn twenty_kills_lose_and_double_nothing() {
 /// One at a time: two clusters at once are slower than two in a row.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-async fn cluster_survives(seed: u64, nodes: usize, kinds: Vec<Fault>) {
+async fn cluster_survives(seed: u64, nodes: usize, scenario: Scenario) {
     let _alone = ALONE.lock().await;
-    let options = cluster::Options { seed, nodes, faults: kinds.len(), kinds };
-    let verdict = cluster::run(&options).await.unwrap();
+    let faults = scenario.faults.len();
+    let options = cluster::Options { scenario, seed, nodes, faults, seconds: 0, mutant: None };
+    let verdict = cluster::run(&options).await.unwrap().verdict;
     assert!(verdict.passed(), "{verdict}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_survive_every_fault() {
-    cluster_survives(7, 3, Fault::value_variants().to_vec()).await;
+    cluster_survives(7, 3, Scenario::load("all").unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_nodes_survive_kills_and_pauses() {
-    cluster_survives(8, 5, vec![Fault::KillLeader, Fault::PauseLeader, Fault::Drain]).await;
+async fn five_nodes_survive_kills_and_partitions() {
+    let faults =
+        vec![Fault::KillLeader, Fault::IsolateLeader, Fault::Bridge, Fault::PauseLeader, Fault::Drain];
+    cluster_survives(8, 5, Scenario::of("five", faults)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

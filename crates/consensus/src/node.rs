@@ -30,6 +30,8 @@ use crate::{
 /// Commands that may wait for a shard. More are told to come back.
 const PROPOSALS_LEN: usize = 8_192;
 const WISHES_LEN: usize = 4;
+/// How long what is under way in a shard is waited for when the node ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a node looks whether the cluster knows where it is.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -385,6 +387,11 @@ impl Node {
             Err(error) => tracing::error!(%error, "the flush panicked"),
         }
         self.groups.clear();
+        if let Some(runtime) = self.runtime.take()
+            && tokio::task::spawn_blocking(move || runtime.shutdown_timeout(SHUTDOWN_TIMEOUT)).await.is_err()
+        {
+            tracing::error!("the shards' runtime did not stop");
+        }
     }
 }
 
@@ -395,9 +402,13 @@ impl Drop for Node {
         }
         // The service holds groups, and they hold the databases.
         self.service.groups.write().clear();
-        // A runtime must not be waited for inside another.
+        // Nothing may use the databases when the process ends: what they share is gone then. A runtime can not be waited
+        // for inside another.
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(SHUTDOWN_TIMEOUT)).join();
+            if ended.is_err() {
+                tracing::error!("the shards' runtime did not stop");
+            }
         }
     }
 }

@@ -1,0 +1,224 @@
+//! What is left of a run: JSON for programs, a picture of faults against throughput and latency, and a page about many.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+use testkit::history::{Fate, Operation};
+
+/// A fault, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Injected {
+    /// What was done.
+    pub fault: String,
+    /// When it began, in seconds since the run did.
+    pub from_s: f64,
+    /// When it was over, or healed.
+    pub to_s: f64,
+}
+
+/// One second of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Second {
+    /// Operations that returned well.
+    pub ok: u64,
+    /// Operations that did not.
+    pub other: u64,
+    /// The median of their times, in milliseconds.
+    pub p50_ms: f64,
+    /// The longest of their times, in milliseconds.
+    pub max_ms: f64,
+}
+
+/// What a run was, and what it found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The scenario.
+    pub scenario: String,
+    /// The seed.
+    pub seed: u64,
+    /// How many nodes the cluster began with.
+    pub nodes: usize,
+    /// The change that was put into the build on purpose, if one was.
+    pub mutant: Option<String>,
+    /// Whether nothing was found that must not be.
+    pub passed: bool,
+    /// What was.
+    pub violations: Vec<String>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// The share of them that overlapped with a fault.
+    pub during_faults: f64,
+    /// How often a shard had another leader than before.
+    pub leaders_moved: u64,
+    /// What was done.
+    pub faults: Vec<Injected>,
+    /// Second by second.
+    pub series: Vec<Second>,
+}
+
+/// Operations by the second in which they returned.
+pub(crate) fn series(operations: &[Operation]) -> Vec<Second> {
+    let mut times: Vec<Vec<f64>> = Vec::new();
+    let mut seconds: Vec<Second> = Vec::new();
+    for operation in operations {
+        let at = usize::try_from(operation.returned.as_secs()).unwrap_or_default();
+        if seconds.len() <= at {
+            seconds.resize(at + 1, Second::default());
+            times.resize(at + 1, Vec::new());
+        }
+        match operation.fate {
+            Fate::Ok(_) => seconds[at].ok += 1,
+            _ => seconds[at].other += 1,
+        }
+        times[at].push((operation.returned - operation.called).as_secs_f64() * 1000.0);
+    }
+    for (second, mut times) in seconds.iter_mut().zip(times) {
+        times.sort_by(f64::total_cmp);
+        second.p50_ms = times.get(times.len() / 2).copied().unwrap_or_default();
+        second.max_ms = times.last().copied().unwrap_or_default();
+    }
+    seconds
+}
+
+/// The share of operations that overlapped with a fault.
+pub(crate) fn share_during(operations: &[Operation], faults: &[Injected]) -> f64 {
+    let overlaps = |of: &&Operation| {
+        let (called, returned) = (of.called.as_secs_f64(), of.returned.as_secs_f64());
+        faults.iter().any(|fault| called <= fault.to_s && returned >= fault.from_s)
+    };
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    let share = operations.iter().filter(overlaps).count() as f64 / operations.len().max(1) as f64;
+    share
+}
+
+impl Report {
+    /// The name of its files, without an ending.
+    #[must_use]
+    pub fn stem(&self) -> String {
+        let mutant = self.mutant.as_ref().map(|mutant| format!("-{mutant}")).unwrap_or_default();
+        format!("{}-{}-nodes-seed-{}{mutant}", self.scenario, self.nodes, self.seed)
+    }
+
+    /// Writes JSON and a picture into a directory.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(directory)?;
+        let stem = directory.join(self.stem());
+        fs::write(stem.with_extension("json"), serde_json::to_vec_pretty(self)?)?;
+        fs::write(stem.with_extension("svg"), self.svg())?;
+        Ok(())
+    }
+
+    /// Faults against throughput and latency, as SVG.
+    #[must_use]
+    pub fn svg(&self) -> String {
+        const WIDTH: f64 = 1_000.0;
+        const HEIGHT: f64 = 120.0;
+        const LEFT: f64 = 60.0;
+        const TOP: f64 = 60.0;
+        let length = self.seconds.max(1.0);
+        let x = |second: f64| LEFT + second / length * WIDTH;
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1100 400\" font-family=\"sans-serif\" \
+             font-size=\"11\">\n<rect width=\"1100\" height=\"400\" fill=\"white\"/>\n\
+             <text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{} nodes, scenario {}, seed {}: {}</text>\n",
+            self.nodes,
+            self.scenario,
+            self.seed,
+            if self.passed { "passed" } else { "FAILED" }
+        );
+        for (number, fault) in self.faults.iter().enumerate() {
+            let (from, to) = (x(fault.from_s), x(fault.to_s));
+            let width = (to - from).max(2.0);
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"280\" fill=\"#e66\" opacity=\"0.25\">\
+                 <title>{}: {:.1} s to {:.1} s</title></rect><text x=\"{from:.1}\" y=\"{}\" font-size=\"8\">{}</text>",
+                fault.fault,
+                fault.from_s,
+                fault.to_s,
+                34 + 9 * (number % 3),
+                fault.fault
+            );
+        }
+        type Pick = fn(&Second) -> f64;
+        #[expect(clippy::cast_precision_loss, reason = "counts of one second")]
+        let ok: Pick = |second| second.ok as f64;
+        let charts: [(&str, f64, [(&str, Pick); 2]); 2] = [
+            ("operations a second", TOP, [("#284", ok), ("#c82", |second| second.other as f64)]),
+            (
+                "ms: median, longest",
+                TOP + 160.0,
+                [("#284", |second| second.p50_ms), ("#c82", |second| second.max_ms)],
+            ),
+        ];
+        for (title, top, lines) in charts {
+            let all = self.series.iter().flat_map(|second| lines.iter().map(move |(_, pick)| pick(second)));
+            let most = all.fold(1.0, f64::max);
+            let y = |value: f64| top + HEIGHT - value / most * HEIGHT;
+            let _ = writeln!(
+                svg,
+                "<text x=\"4\" y=\"{:.1}\">{title}</text><text x=\"4\" y=\"{:.1}\">{most:.0}</text>\
+                 <line x1=\"{LEFT}\" y1=\"{1:.1}\" x2=\"{2:.1}\" y2=\"{1:.1}\" stroke=\"#999\"/>",
+                top - 4.0,
+                y(0.0),
+                LEFT + WIDTH,
+            );
+            for (color, pick) in lines {
+                let mut points = String::new();
+                for (second, of) in self.series.iter().enumerate() {
+                    #[expect(clippy::cast_precision_loss, reason = "seconds of a run")]
+                    let at = x(second as f64 + 0.5);
+                    let _ = write!(points, "{at:.1},{:.1} ", y(pick(of)));
+                }
+                let _ = writeln!(svg, "<polyline points=\"{points}\" fill=\"none\" stroke=\"{color}\"/>");
+            }
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
+
+/// A page about many runs, in Markdown.
+#[must_use]
+pub fn page(reports: &[Report]) -> String {
+    let failed = reports.iter().filter(|report| !report.passed).count();
+    let mut page = format!(
+        "# Chaos: {} runs, {failed} failed\n\n| scenario | nodes | seed | seconds | operations | during faults | faults | leaders \
+         moved | verdict |\n|---|---|---|---|---|---|---|---|---|\n",
+        reports.len()
+    );
+    for report in reports {
+        let verdict = if report.passed { "passed" } else { "**FAILED**" };
+        let _ = writeln!(
+            page,
+            "| [{}]({}.svg) | {} | {} | {:.0} | {} | {:.0} % | {} | {} | {verdict} |",
+            report.scenario,
+            report.stem(),
+            report.nodes,
+            report.seed,
+            report.seconds,
+            report.operations,
+            100.0 * report.during_faults,
+            report.faults.len(),
+            report.leaders_moved,
+        );
+    }
+    for report in reports.iter().filter(|report| !report.passed) {
+        let _ = writeln!(page, "\n## {}\n", report.stem());
+        for violation in report.violations.iter().take(20) {
+            let _ = writeln!(page, "- {violation}");
+        }
+        let _ = writeln!(
+            page,
+            "\nAgain: `chaos run {} --seed {} --nodes {} --seconds {:.0}`",
+            report.scenario, report.seed, report.nodes, report.seconds
+        );
+    }
+    page
+}
