@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SEED ?= 1
 KILLS ?= 200
+SECONDS ?= 120
 ONLY ?=
 export CCACHE_DIR ?= $(HOME)/.cache/orchestra/ccache
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -48,6 +49,15 @@ soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full l
 	$(TARGET)/release/loadtest soak --directory $(TARGET)
 	$(TARGET)/release/loadtest intake --directory $(TARGET)
 
+chaos-suite: build ## Every fault on 3 and 5 nodes, for 20 seeds: SEED=first SECONDS=each.
+	$(TARGET)/debug/chaos suite --seeds $(SEED)..$$(($(SEED) + 19)) --nodes 3,5 --seconds $(SECONDS) --out $(TARGET)/chaos --resume
+
+mutants: setup ## Builds that break a promise on purpose, each of which must be found out: SEED=first.
+	cargo build --locked --workspace --bins --features cli/mutants
+	mv $(TARGET)/debug/orchestra $(TARGET)/debug/orchestra-mutants
+	cargo build --locked --workspace --bins
+	$(TARGET)/debug/chaos mutants --seed $(SEED)
+
 vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
@@ -55,4 +65,4 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo cluster test lint fix crash cluster-test soak vendor-chaos bench
+.PHONY: help setup build demo cluster test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench

@@ -67,6 +67,19 @@ impl Api {
         Ok(answer.json().await?)
     }
 
+    /// Sends JSON to a path.
+    ///
+    /// # Errors
+    ///
+    /// Refused, or no answer.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let answer = self.http.post(format!("{}{path}", self.url)).json(body).send().await?;
+        if !answer.status().is_success() {
+            bail!("{path}: {} {}", answer.status(), answer.text().await?);
+        }
+        Ok(answer.json().await?)
+    }
+
     /// All events of a session.
     ///
     /// # Errors

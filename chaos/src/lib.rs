@@ -5,10 +5,12 @@ pub mod api;
 pub mod cluster;
 pub mod crash;
 mod disk;
+pub mod mutants;
 mod net;
 pub mod report;
 pub mod scenario;
 mod site;
+pub use site::Mutant;
 pub mod suite;
 pub mod vendor;
 

@@ -5,6 +5,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use chaos::{
     cluster::{self, Fault},
     crash,
+    mutants::{self, Caught},
     report::Report,
     scenario::Scenario,
     suite::Suite,
@@ -68,6 +69,21 @@ enum Command {
         #[arg(long)]
         resume: bool,
     },
+    /// Builds that break a promise on purpose must be found out, and the one that does not must pass.
+    Mutants {
+        /// The build, made with the feature `mutants`; by default `orchestra-mutants` beside this program.
+        #[arg(long)]
+        program: Option<PathBuf>,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds each is tried with, at most.
+        #[arg(long, default_value_t = 5)]
+        tries: u64,
+        /// Only those whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
     /// So many faults of some kinds on a cluster under load.
     Cluster {
         /// Chooses the faults and their moments.
@@ -128,6 +144,13 @@ async fn main() -> anyhow::Result<ExitCode> {
             ));
             return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Mutants { program, seed, tries, only } => {
+            let beside = || Ok(std::env::current_exe()?.with_file_name("orchestra-mutants"));
+            let program = program.map_or_else(beside, anyhow::Ok)?;
+            let all = mutants::run(program, seed, tries, &only, |caught| say(&told_of(caught))).await?;
+            let good = all.iter().all(|caught| caught.by.is_some() && caught.sound_build_passed);
+            return Ok(if good && !all.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Cluster { seed, nodes, faults, kinds } => {
             let scenario = if kinds.is_empty() {
                 let mut nodes = Scenario::load("nodes")?;
@@ -159,4 +182,14 @@ fn told(report: &Report) -> String {
         told.push_str(&format!("\n    {}", violation.lines().next().unwrap_or_default()));
     }
     told
+}
+
+fn told_of(caught: &Caught) -> String {
+    let how = match caught.by {
+        Some((seed, seconds)) => format!("caught with seed {seed} in {seconds:.0} s"),
+        None => "NOT CAUGHT".into(),
+    };
+    let sound = if caught.sound_build_passed { "passes there" } else { "DOES NOT PASS there" };
+    let violation = caught.violation.lines().next().unwrap_or_default();
+    format!("{:<22} {how}; the build as it is {sound}\n    {violation}", caught.mutant)
 }

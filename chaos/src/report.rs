@@ -149,7 +149,8 @@ impl Report {
         type Pick = fn(&Second) -> f64;
         #[expect(clippy::cast_precision_loss, reason = "counts of one second")]
         let ok: Pick = |second| second.ok as f64;
-        let charts: [(&str, f64, [(&str, Pick); 2]); 2] = [
+        type Line = (&'static str, Pick);
+        let charts: [(&str, f64, [Line; 2]); 2] = [
             ("operations a second", TOP, [("#284", ok), ("#c82", |second| second.other as f64)]),
             (
                 "ms: median, longest",

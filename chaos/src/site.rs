@@ -20,17 +20,27 @@ pub(crate) struct Needs {
     pub(crate) clocks: bool,
 }
 
+/// A build that breaks a promise on purpose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mutant {
+    /// The program.
+    pub program: PathBuf,
+    /// Which promise.
+    pub name: String,
+}
+
 pub(crate) struct Site {
     pub(crate) network: Option<Network>,
     /// The disks of nodes; `None` where they live on the machine's.
     pub(crate) disks: Option<BTreeMap<usize, Disk>>,
     /// The files that say how wrong the clocks of nodes are; `None` where clocks are left alone.
     clocks: Option<BTreeMap<usize, PathBuf>>,
+    mutant: Option<Mutant>,
     seed: u64,
 }
 
 impl Site {
-    pub(crate) fn prepare(needs: Needs, seed: u64) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(needs: Needs, seed: u64, mutant: Option<Mutant>) -> anyhow::Result<Self> {
         let can_mount = || -> anyhow::Result<bool> {
             let probe = tempfile::tempdir()?;
             Ok(Disk::mount(probe.path(), seed).is_some())
@@ -39,6 +49,7 @@ impl Site {
             network: if needs.network { Network::start(seed)? } else { None },
             disks: (needs.disks && can_mount()?).then(BTreeMap::new),
             clocks: (needs.clocks && testkit::wrong_clock("+0").is_some()).then(BTreeMap::new),
+            mutant,
             seed,
         })
     }
@@ -86,6 +97,10 @@ impl Hosts for Shared {
             Some(network) => network.place(number)?,
             None => Loopback.place(number, directory)?,
         };
+        if let Some(mutant) = &site.mutant {
+            place.program = Some(mutant.program.clone());
+            place.env.push(("ORCHESTRA_MUTANT".into(), mutant.name.clone()));
+        }
         let seed = site.seed ^ number as u64;
         if let Some(disks) = &mut site.disks {
             let at = directory.join("data");

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use rand::{
+    Rng as _, SeedableRng as _,
+    rngs::StdRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use serde::Deserialize;
 use testkit::Cluster;
 use tokio::time::Instant;
@@ -36,6 +40,9 @@ pub enum Fault {
     RollingRestart,
     /// SIGKILL all nodes at once; start them again.
     KillAll,
+    /// A node loses its disk, while those that have what it had are away for a moment, and one that lags is there. It
+    /// is taken out, and comes back with an empty disk.
+    LostDisk,
     /// Cut the leader of a shard, and as many others as are no majority with it, from the rest.
     IsolateLeader,
     /// Cut the nodes into two halves.
@@ -166,6 +173,7 @@ async fn inject_one(
                 cluster.until_whole().await?;
             }
         }
+        Fault::LostDisk => lose_disk(cluster, leader, random, load).await?,
         Fault::KillAll => {
             for number in &members {
                 cluster.kill(*number)?;
@@ -198,4 +206,43 @@ async fn inject_one(
         }
     }
     cluster.until_whole().await
+}
+
+async fn lose_disk(
+    cluster: &mut Cluster,
+    leader: usize,
+    random: &mut StdRng,
+    load: &Load,
+) -> anyhow::Result<()> {
+    let members = cluster.members();
+    let mut others: Vec<usize> = members.iter().copied().filter(|node| *node != leader).collect();
+    others.shuffle(random);
+    // These have not the last of what the rest has acknowledged.
+    let lagging = others.split_off(others.len() - (members.len() - 1) / 2);
+    let lost = *others.first().context("a cluster of one can not lose a disk")?;
+    for node in &lagging {
+        cluster.pause(*node)?;
+    }
+    rest(random, 500..1_500).await;
+    for node in others.iter().chain([&leader]) {
+        load.leave(cluster, *node);
+        cluster.kill(*node)?;
+    }
+    for node in &lagging {
+        cluster.resume(*node)?;
+    }
+    cluster.wipe(lost)?;
+    let seeds = members.iter().filter(|node| **node != lost).map(|node| cluster.peer(*node)).collect();
+    cluster.set_join(lost, seeds);
+    cluster.spawn(lost)?;
+    rest(random, 2_000..4_000).await;
+    for node in others.iter().skip(1).chain([&leader]) {
+        cluster.spawn(*node)?;
+    }
+    // Its old self is taken out by name, and then the new one is let in under that name.
+    cluster.remove_by_name(lost).await?;
+    for node in others.iter().chain([&leader]) {
+        load.enter(cluster, *node);
+    }
+    Ok(())
 }

@@ -56,7 +56,7 @@ pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict:
         scenario: options.scenario.name.clone(),
         seed: options.seed,
         nodes: options.nodes,
-        mutant: options.mutant.clone(),
+        mutant: options.mutant.as_ref().map(|mutant| mutant.name.clone()),
         passed: verdict.passed(),
         violations: verdict.violations.clone(),
         seconds: load.history.now().as_secs_f64(),

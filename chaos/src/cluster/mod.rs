@@ -23,7 +23,7 @@ use crate::{
     crash::{keep_if_failed, node_config},
     report::Report,
     scenario::Scenario,
-    site::{Needs, Shared, Site},
+    site::{Mutant, Needs, Shared, Site},
 };
 use load::Load;
 use watch::Watched;
@@ -41,8 +41,8 @@ pub struct Options {
     pub faults: usize,
     /// How long faults are injected at least.
     pub seconds: u64,
-    /// The change that the build under test makes on purpose, if it has any.
-    pub mutant: Option<String>,
+    /// The build under test, if it breaks a promise on purpose.
+    pub mutant: Option<Mutant>,
 }
 
 /// What came of a run.
@@ -73,7 +73,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         disks: wants(Fault::is_of_disk),
         clocks: wants(|kind| kind == Fault::ClockJump),
     };
-    let site = Site::prepare(needs, options.seed)?;
+    let site = Site::prepare(needs, options.seed, options.mutant.clone())?;
     let possible = |kind: &Fault| match kind {
         Fault::ClockJump => site.has_clocks(),
         kind if kind.is_of_network() => site.network.is_some(),

@@ -25,7 +25,8 @@ const MTU: u16 = 9_000;
 const HTTP: u16 = 7100;
 const TOKEN: &str = "CHAOS_TOKEN";
 /// What a node needs in its configuration to live here: it listens to more than its own machine.
-pub(crate) const CONFIG: &str = "[[tokens]]\ntenant = \"default\"\ntoken_env = \"CHAOS_TOKEN\"\n";
+pub(crate) const CONFIG: &str =
+    "[[tokens]]\ntenant = \"default\"\ntoken_env = \"CHAOS_TOKEN\"\nadmin = true\n";
 
 /// The network of a run.
 pub(crate) struct Network {
@@ -106,6 +107,7 @@ impl Network {
             peer: at(HTTP + 2),
             command,
             env: vec![(TOKEN.into(), self.token.clone())],
+            program: None,
         })
     }
 }

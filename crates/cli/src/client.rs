@@ -153,7 +153,7 @@ impl std::fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-async fn checked(response: Response) -> anyhow::Result<Response> {
+pub(crate) async fn checked(response: Response) -> anyhow::Result<Response> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);

@@ -59,6 +59,9 @@ enum Command {
     /// Checks and prints the configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
+    /// Makes, checks and restores backups of a cluster.
+    #[command(subcommand)]
+    Backup(commands::backup::Command),
     /// Makes certificates to try things out with.
     #[command(subcommand)]
     Certs(commands::certs::Command),
@@ -125,6 +128,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workers(command) => commands::workers::run(command).await,
         Command::RunWorker(args) => commands::workers::run_worker(args).await,
         Command::Cluster(command) => commands::cluster::run(command).await,
+        Command::Backup(command) => commands::backup::run(command).await,
         Command::Certs(command) => commands::certs::run(command),
         Command::Config(command) => commands::config::run(command),
         Command::Doctor(args) => commands::cluster::doctor(args).await,

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Effects,
     batcher::{HandOver, Proposal},
+    mutants::{self, Mutant},
     net::Links,
     raft::{Raft, StateMachine},
 };
@@ -153,6 +154,11 @@ impl Group {
         if let Some(reason) = self.stopped.borrow().clone() {
             return Err(ProposeError::WritesStopped { reason });
         }
+        if mutants::is_on(Mutant::AcknowledgeEarly)
+            && let Some(outcome) = self.acknowledge_early(&command)
+        {
+            return Ok((outcome, 0));
+        }
         let (reply, outcome) = oneshot::channel();
         let proposal = Proposal { bytes: proto::record::command_len(&command), command, reply };
         self.proposals.try_send(proposal).map_err(|error| match error {
@@ -180,12 +186,29 @@ impl Group {
                 }
             }
         };
-        self.machine.applied_until(index).await;
+        if !mutants::is_on(Mutant::ReadBeforeApply) {
+            self.machine.applied_until(index).await;
+        }
         Ok(())
+    }
+
+    /// Proposes, and does not wait for what comes of it.
+    fn acknowledge_early(&self, command: &Command) -> Option<Outcome> {
+        let outcome = match command {
+            Command::Signal { .. } => Outcome::Done,
+            _ => return None,
+        };
+        let (reply, _) = oneshot::channel();
+        let proposal =
+            Proposal { bytes: proto::record::command_len(command), command: command.clone(), reply };
+        self.proposals.try_send(proposal).ok().map(|()| outcome)
     }
 
     /// How far a replica must have applied to show everything that is acknowledged now. The leader's to say.
     pub(crate) async fn read_index(&self) -> Result<u64, ReadError> {
+        if mutants::is_on(Mutant::ReadWithoutQuorum) {
+            return Ok(self.progress().applied.unwrap_or_default());
+        }
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().log_id().index()),
             Err(_) => Err(ReadError { leader: self.raft.current_leader().await.map(NodeId) }),

@@ -9,6 +9,7 @@
 //!   refused as a whole by every replica.
 //! - **Absent:** HTTP, providers. This is the only crate that names openraft.
 
+pub mod backup;
 mod batcher;
 pub mod clock;
 mod disk;
@@ -18,6 +19,7 @@ mod greeting;
 mod group;
 mod leadership;
 mod members;
+mod mutants;
 mod net;
 mod node;
 mod peers;

@@ -20,7 +20,12 @@ use proto::{
 use storage::Identity;
 use tls::Tls;
 
-use crate::{Group, Leadership, net, raft::Types};
+use crate::{
+    Group, Leadership,
+    mutants::{self, Mutant},
+    net,
+    raft::Types,
+};
 
 /// How long to rest before a change is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -298,6 +303,13 @@ async fn ask_seed(seed: &str, tls: Option<&Tls>) -> Result<Identity, tonic::Stat
 /// An id that no node had before: 48 random bits, so that it is a whole number in JSON as well.
 #[must_use]
 pub fn new_node_id() -> NodeId {
+    if mutants::is_on(Mutant::ReuseNodeId) {
+        // The same for every start with the same arguments, which hold the node's name.
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let mut hasher = DefaultHasher::new();
+        std::env::args().skip_while(|argument| argument != "--name").nth(1).hash(&mut hasher);
+        return NodeId(hasher.finish() >> 16);
+    }
     NodeId(rand::random_range(1..1 << 48))
 }
 

@@ -23,6 +23,7 @@ use crate::{
     greeting::{self, Standing},
     leadership,
     members::{self, Change, ChangeError},
+    mutants::{self, Mutant},
     net::{self, Identified, Links, Service, Start, Starts},
     raft::{LogStore, Network, Raft, StateMachine},
 };
@@ -130,8 +131,12 @@ impl Node {
         let clock = Arc::new(ClusterClock::new(clock));
         let directory = Directory::open(&options.path, &options.identity)?;
         let identity = directory.identity().clone();
-        let log_options =
-            LogOptions { tail_bytes: 16 << 20, queue_len: 1024, batch_bytes: 8 << 20, sync: true };
+        let log_options = LogOptions {
+            tail_bytes: 16 << 20,
+            queue_len: 1024,
+            batch_bytes: 8 << 20,
+            sync: !mutants::is_on(Mutant::SkipFsync),
+        };
         let log = Arc::new(LogDb::open(&options.path.join("log"), log_options)?);
         let state_options =
             StateOptions { block_cache_bytes: options.block_cache_bytes, cached_rows: 32_768 };
@@ -304,6 +309,16 @@ impl Node {
     #[must_use]
     pub fn groups(&self) -> &BTreeMap<ShardId, Group> {
         &self.groups
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data_directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn state(&self) -> Arc<StateDb> {
+        Arc::clone(&self.state)
     }
 
     /// Whom its directory belongs to.

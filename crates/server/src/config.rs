@@ -113,6 +113,9 @@ pub struct Token {
     pub tenant: String,
     /// The variable with the token.
     pub token_env: String,
+    /// Whether it may change, drain and back up the cluster, which is all tenants' business.
+    #[serde(default)]
+    pub admin: bool,
 }
 
 /// A vendor.

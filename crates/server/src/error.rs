@@ -28,6 +28,7 @@ codes! {
     INVALID_WORKFLOW = "invalid_workflow", 422, "The workflow does not compile. The detail names file, line and column.";
     NOT_SUPPORTED = "not_supported", 400, "The field or value is known, and has no effect in this version.";
     UNAUTHENTICATED = "unauthenticated", 401, "The request has no valid bearer token.";
+    FORBIDDEN = "forbidden", 403, "The token is valid, and does not allow this.";
     NOT_FOUND = "not_found", 404, "There is no such thing, or it belongs to another tenant, or it is past its retention.";
     UNKNOWN_WORKFLOW = "unknown_workflow", 404, "No workflow has this name. `orchestra workflows apply FILE` gives it one.";
     KEY_REUSED = "idempotency_key_reused", 409, "The idempotency key was used for another request.";

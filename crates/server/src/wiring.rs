@@ -72,9 +72,19 @@ pub struct Server {
 pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Metrics,
-    /// Tenants by token; empty where everybody is tenant `default`.
-    pub(crate) tokens: BTreeMap<String, String>,
+    /// Who a token is; empty where everybody is tenant `default`, and may do everything.
+    pub(crate) tokens: BTreeMap<String, Principal>,
+    /// What the node was configured with, without secrets.
+    pub(crate) config: serde_json::Value,
     pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Who sent a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Principal {
+    pub(crate) tenant: String,
+    /// Whether it may change and copy the cluster as a whole.
+    pub(crate) admin: bool,
 }
 
 impl Server {
@@ -114,6 +124,7 @@ impl Server {
             sessions: Sessions::new(node, engines, workers, router),
             metrics: Metrics::new(),
             tokens,
+            config: serde_json::to_value(&config).unwrap_or_default(),
             stopping: stopping.clone(),
         });
         let weak = Arc::downgrade(&app);
@@ -336,7 +347,7 @@ fn node_options(
     }
 }
 
-fn read_tokens(config: &Config, redactor: &Redactor) -> Result<BTreeMap<String, String>, StartError> {
+fn read_tokens(config: &Config, redactor: &Redactor) -> Result<BTreeMap<String, Principal>, StartError> {
     let mut tokens = BTreeMap::new();
     for token in &config.tokens {
         let value = Secret::from_env(&token.token_env)
@@ -347,7 +358,7 @@ fn read_tokens(config: &Config, redactor: &Redactor) -> Result<BTreeMap<String, 
             return Err(StartError::Secret(message));
         }
         redactor.learn(&value);
-        tokens.insert(value, token.tenant.clone());
+        tokens.insert(value, Principal { tenant: token.tenant.clone(), admin: token.admin });
     }
     Ok(tokens)
 }

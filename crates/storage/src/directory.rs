@@ -90,6 +90,22 @@ impl Directory {
         Ok(Self { path: path.to_owned(), identity, starts, _lock: lock })
     }
 
+    /// Makes a directory that was filled by hand a data directory, with `identity`.
+    ///
+    /// # Errors
+    ///
+    /// It is one already, or the system refuses.
+    pub fn adopt(path: &Path, identity: &Identity) -> Result<(), Error> {
+        let (identity_path, layout_path) = (path.join(IDENTITY_FILE), path.join(LAYOUT_FILE));
+        if layout_path.exists() || identity_path.exists() {
+            let reason = "it is the data directory of a node already".to_owned();
+            return Err(Error::Foreign { path: path.to_owned(), reason });
+        }
+        write_synced(&identity_path, &seal(identity))?;
+        write_synced(&layout_path, format!("{LAYOUT}\n").as_bytes())?;
+        sync_directory(path)
+    }
+
     /// Whether the directory is new. An interrupted first start is new as well.
     fn check_layout(path: &Path) -> Result<bool, Error> {
         let layout_path = path.join(LAYOUT_FILE);

@@ -10,6 +10,7 @@
 //!   applies.
 //! - **Absent:** Raft, tokio, what a row means.
 
+mod checkpoint;
 mod digest;
 mod directory;
 mod error;
@@ -18,6 +19,7 @@ mod log;
 mod snapshot;
 mod state;
 
+pub use checkpoint::CheckpointFile;
 pub use digest::{RowDigest, Scrubbed};
 pub use directory::{Directory, Identity};
 pub use error::Error;

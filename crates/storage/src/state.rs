@@ -111,30 +111,21 @@ impl StateDb {
     ///
     /// Corrupt, or refused by the system.
     pub fn open(path: &Path, options: StateOptions) -> Result<Self, Error> {
-        let mut db_options = Options::default();
-        db_options.create_if_missing(true);
-        db_options.set_write_buffer_size(64 << 20);
-        db_options.set_max_write_buffer_number(4);
-        db_options.set_max_manifest_file_size(32 << 20);
-        db_options.set_compression_type(DBCompressionType::Lz4);
-        db_options.set_max_background_jobs(2);
-        db_options.set_keep_log_file_num(4);
-        // Most rows that are asked for and are not there are those of steps that begin.
-        db_options.set_memtable_prefix_bloom_ratio(0.05);
-        db_options.set_memtable_whole_key_filtering(true);
-        let mut table = BlockBasedOptions::default();
-        table.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
-        table.set_bloom_filter(10.0, false);
-        // In parts: one filter of a large table would not fit into a shard of the cache, and be read again for every
-        // row.
-        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-        table.set_partition_filters(true);
-        table.set_metadata_block_size(4 << 10);
-        table.set_cache_index_and_filter_blocks(true);
-        table.set_pin_top_level_index_and_filter(true);
-        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-        db_options.set_block_based_table_factory(&table);
-        let db = DB::open(&db_options, path)?;
+        let db = DB::open(&db_options(&options), path)?;
+        Self::opened(db, options)
+    }
+
+    /// Opens the database to be read: nothing in its directory changes.
+    ///
+    /// # Errors
+    ///
+    /// Corrupt, or refused by the system.
+    pub fn open_read_only(path: &Path, options: StateOptions) -> Result<Self, Error> {
+        let db = DB::open_for_read_only(&db_options(&options), path, false)?;
+        Self::opened(db, options)
+    }
+
+    fn opened(db: DB, options: StateOptions) -> Result<Self, Error> {
         let mut incarnations = HashMap::new();
         for item in db.iterator(IteratorMode::From(b"\xffi", rocksdb::Direction::Forward)) {
             let (key, value) = item?;
@@ -229,6 +220,33 @@ impl StateDb {
         options.disable_wal(true);
         Ok(self.db.write_opt(batch, &options)?)
     }
+}
+
+fn db_options(options: &StateOptions) -> Options {
+    let mut db_options = Options::default();
+    db_options.create_if_missing(true);
+    db_options.set_write_buffer_size(64 << 20);
+    db_options.set_max_write_buffer_number(4);
+    db_options.set_max_manifest_file_size(32 << 20);
+    db_options.set_compression_type(DBCompressionType::Lz4);
+    db_options.set_max_background_jobs(2);
+    db_options.set_keep_log_file_num(4);
+    // Most rows that are asked for and are not there are those of steps that begin.
+    db_options.set_memtable_prefix_bloom_ratio(0.05);
+    db_options.set_memtable_whole_key_filtering(true);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
+    table.set_bloom_filter(10.0, false);
+    // In parts: one filter of a large table would not fit into a shard of the cache, and be read again for every
+    // row.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    db_options.set_block_based_table_factory(&table);
+    db_options
 }
 
 impl fmt::Debug for StateDb {

@@ -28,6 +28,8 @@ pub struct Place {
     pub command: Vec<String>,
     /// Variables in its environment.
     pub env: Vec<(String, String)>,
+    /// The program, if it is not the one under test.
+    pub program: Option<PathBuf>,
 }
 
 /// Gives nodes their places.
@@ -57,6 +59,7 @@ impl Hosts for Loopback {
             peer: free_address()?,
             command: Vec::new(),
             env: Vec::new(),
+            program: None,
         })
     }
 }
@@ -129,13 +132,14 @@ impl Cluster {
     fn new_slot(&mut self, join: &[String]) -> anyhow::Result<usize> {
         let number = self.nodes.len();
         let directory = self.directory.join(format!("node-{number}"));
-        let Place { http, grpc, peer, command, env } = self.hosts.place(number, &directory)?;
+        let Place { http, grpc, peer, command, env, program } = self.hosts.place(number, &directory)?;
         let spec = NodeSpec {
             directory,
             http,
             grpc,
             peer,
             command,
+            program,
             name: format!("node-{number}"),
             join: join.to_vec(),
             config: self.config.clone(),
@@ -194,7 +198,16 @@ impl Cluster {
     ///
     /// The system refuses.
     pub fn wipe(&self, number: usize) -> anyhow::Result<()> {
-        Ok(std::fs::remove_dir_all(self.nodes[number].spec.directory.join("data"))?)
+        // The directory itself stays: it may be where a disk is mounted.
+        for entry in std::fs::read_dir(self.nodes[number].spec.directory.join("data"))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// The token that its nodes ask of clients.
@@ -304,14 +317,38 @@ impl Cluster {
     /// Refused.
     pub async fn remove(&mut self, number: usize) -> anyhow::Result<()> {
         let through = self.running().into_iter().find(|of| *of != number).context("no other node runs")?;
+        self.remove_through(through, number).await?;
+        self.nodes[number].member = false;
+        Ok(())
+    }
+
+    async fn remove_through(&self, through: usize, number: usize) -> anyhow::Result<()> {
         let body = serde_json::json!({"node": self.nodes[number].spec.name});
         let url = format!("{}/v1/cluster/remove", self.url(through));
         let answer = self.http.post(url).timeout(PATIENCE).json(&body).send().await?;
         if !answer.status().is_success() {
             bail!("remove: {}", answer.text().await?);
         }
-        self.nodes[number].member = false;
         Ok(())
+    }
+
+    /// Takes out whoever has the name of a node, which stays a member: it comes back under that name.
+    ///
+    /// # Errors
+    ///
+    /// It can not be taken out.
+    pub async fn remove_by_name(&self, number: usize) -> anyhow::Result<()> {
+        let mut reason = String::new();
+        let removed = wait_until("the node to be taken out", PATIENCE, async || {
+            for through in self.running().into_iter().filter(|of| *of != number) {
+                match self.remove_through(through, number).await {
+                    Ok(()) => return Some(()),
+                    Err(error) => reason = error.to_string(),
+                }
+            }
+            None
+        });
+        removed.await.with_context(|| reason)
     }
 
     /// Hands over the lead of a shard, through any node.

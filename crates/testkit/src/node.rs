@@ -98,6 +98,8 @@ pub struct NodeSpec {
     pub peer: SocketAddr,
     /// A command that runs what follows it; empty for none.
     pub command: Vec<String>,
+    /// The program, if it is not the one under test.
+    pub program: Option<PathBuf>,
     /// What it is called; empty for no name.
     pub name: String,
     /// Whom it asks to be let in.
@@ -149,6 +151,7 @@ impl NodeProcess {
             grpc,
             peer: SocketAddr::from(([127, 0, 0, 1], 0)),
             command: Vec::new(),
+            program: None,
             name: String::new(),
             join: Vec::new(),
             config: config.to_owned(),
@@ -191,7 +194,11 @@ impl NodeProcess {
         let (config, log) = (spec.directory.join("config.toml"), spec.directory.join("log"));
         std::fs::write(&config, &spec.config)?;
         let out = File::options().create(true).append(true).open(&log)?;
-        let program = [binary()?.into_os_string()];
+        let program = match &spec.program {
+            Some(program) => program.clone(),
+            None => binary()?,
+        };
+        let program = [program.into_os_string()];
         let mut words = spec.command.iter().map(OsString::from).chain(program);
         let mut command = Command::new(words.next().context("no program")?);
         command

@@ -1,6 +1,7 @@
 //! One file a group of commands.
 
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
 mod api;
+mod backup;
 mod bad_input;
 mod command_line;
 mod dev;

@@ -26,6 +26,7 @@ fn spec(directory: &Path, name: &str, join: Vec<String>, of: &DevCertificates) -
         grpc: free_address().unwrap(),
         peer: free_address().unwrap(),
         command: Vec::new(),
+        program: None,
         name: name.into(),
         join,
         config: format!("[tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\n", of.cert, of.key, of.ca),

@@ -9,6 +9,8 @@ use ids::NodeId;
 use parking_lot::Mutex;
 use tonic::Status;
 
+use crate::mutants::{self, Mutant};
+
 /// One start of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Start {
@@ -50,7 +52,7 @@ impl Starts {
     pub(crate) fn meet(&self, node: NodeId, start: Start) -> Result<Met, Status> {
         let mut latest = self.latest.lock();
         let known = latest.entry(node).or_insert(Latest { start, connections: 0 });
-        if known.start != start {
+        if known.start != start && !mutants::is_on(Mutant::ReuseNodeId) {
             if known.connections > 0 {
                 return Err(Status::already_exists(format!(
                     "another process runs as node {node} and is connected: this one (start {}) has a copy of its \

@@ -15,7 +15,10 @@ use storage::{Exported, Import, RowDigest, StateDb};
 use tokio::sync::watch;
 
 use super::{Entry, LogId, Reply, StoredMembership, Types, records};
-use crate::Effects;
+use crate::{
+    Effects,
+    mutants::{self, Mutant},
+};
 
 /// Entries written in one batch.
 const BATCH_ENTRIES: usize = 64;
@@ -268,7 +271,14 @@ fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &
         }),
     );
     let outcomes = entry.commands.iter().map(|command| {
-        let output = ::machine::apply(batch, &Input { now, command: command.clone() });
+        let mut command = command.clone();
+        if mutants::is_on(Mutant::StaleDispatch)
+            && let Command::ResolveStep(resolve) = &mut command
+            && let Some(row) = batch.step(resolve.session, resolve.step)
+        {
+            resolve.dispatch = row.dispatch;
+        }
+        let output = ::machine::apply(batch, &Input { now, command });
         effects.extend(output.effects);
         output.outcome
     });

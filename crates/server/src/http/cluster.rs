@@ -9,7 +9,7 @@ use machine::Read as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body, Tenant, parse};
+use super::{Admin, Body, Tenant, parse};
 use crate::{
     error::{self, ApiError},
     wiring::App,
@@ -98,7 +98,7 @@ fn find(app: &App, named: &Value) -> Result<NodeId> {
 }
 
 /// A cluster that exists can not be founded again.
-pub(super) async fn init(State(app): State<Arc<App>>, _tenant: Tenant) -> Result<Json<Value>> {
+pub(super) async fn init(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<Value>> {
     let cluster = app.sessions.node().identity().cluster;
     Err(ApiError::new(error::CONFLICT, format!("this node belongs to cluster {cluster:032x} already")))
 }
@@ -110,7 +110,7 @@ struct Remove {
 }
 
 /// Takes a node out of every shard. Done again, it changes nothing.
-pub(super) async fn remove(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+pub(super) async fn remove(State(app): State<Arc<App>>, _admin: Admin, body: Body) -> Result<Json<Value>> {
     let request: Remove = parse(body)?;
     let node = find(&app, &request.node)?;
     let changed = app.sessions.node().change_members(&Change::Remove { node }).await;
@@ -126,11 +126,7 @@ struct Transfer {
 }
 
 /// Hands over the lead of a shard; to whoever is best where nobody is named.
-pub(super) async fn transfer(
-    State(app): State<Arc<App>>,
-    _tenant: Tenant,
-    body: Body,
-) -> Result<Json<Value>> {
+pub(super) async fn transfer(State(app): State<Arc<App>>, _admin: Admin, body: Body) -> Result<Json<Value>> {
     let request: Transfer = parse(body)?;
     let to = request.to.map(|to| find(&app, &to)).transpose()?;
     let shard = ShardId(request.shard);
@@ -152,7 +148,7 @@ struct Drain {
 }
 
 /// Hands over every lead of this node, and takes none from now on; or takes leads again.
-pub(super) async fn drain(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+pub(super) async fn drain(State(app): State<Arc<App>>, _admin: Admin, body: Body) -> Result<Json<Value>> {
     let request: Drain = parse(body)?;
     let node = app.sessions.node();
     if request.undo {
@@ -172,7 +168,7 @@ struct Verify {
 }
 
 /// Compares the replicas of every shard at one position; with `scrub`, has every node read all its rows as well.
-pub(super) async fn verify(State(app): State<Arc<App>>, _tenant: Tenant, body: Body) -> Result<Json<Value>> {
+pub(super) async fn verify(State(app): State<Arc<App>>, _admin: Admin, body: Body) -> Result<Json<Value>> {
     let request: Verify = parse(body)?;
     let node = app.sessions.node();
     let mut equal = true;

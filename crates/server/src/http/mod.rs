@@ -1,5 +1,6 @@
 //! The HTTP API.
 
+mod backups;
 mod cluster;
 mod problem;
 mod sessions;
@@ -15,7 +16,7 @@ use axum::{
     http::{header, request::Parts},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use bytes::Bytes;
 use machine::limits;
@@ -26,7 +27,7 @@ pub(crate) use sessions::decision;
 use crate::{
     error::{self, ApiError},
     metrics::RequestLabels,
-    wiring::App,
+    wiring::{App, Principal},
 };
 
 /// Bytes of a request's body: a value at its limit with room for escapes.
@@ -55,6 +56,9 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster/verify", post(cluster::verify))
         .route("/v1/cluster/drain", post(cluster::drain))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
+        .route("/v1/backups", post(backups::begin))
+        .route("/v1/backups/{id}", delete(backups::end))
+        .route("/v1/backups/{id}/files/{name}", get(backups::file))
         .route("/metrics", get(system::metrics))
         .route("/health", get(system::health))
         .route("/health/live", get(system::live))
@@ -106,12 +110,32 @@ impl FromRequestParts<Arc<App>> for Tenant {
 
 /// The tenant of an `Authorization` header.
 pub(crate) fn tenant(app: &App, authorization: Option<&str>) -> Result<String, ApiError> {
+    Ok(principal(app, authorization)?.tenant)
+}
+
+/// A request about the cluster as a whole, of all tenants: its token has to allow that.
+pub(crate) struct Admin;
+
+impl FromRequestParts<Arc<App>> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if principal(app, header)?.admin {
+            return Ok(Self);
+        }
+        let message = "this is about all tenants: it needs a token with `admin = true` in [[tokens]]";
+        Err(ApiError::new(error::FORBIDDEN, message))
+    }
+}
+
+fn principal(app: &App, authorization: Option<&str>) -> Result<Principal, ApiError> {
     if app.tokens.is_empty() {
-        return Ok("default".to_owned());
+        return Ok(Principal { tenant: "default".to_owned(), admin: true });
     }
     let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
-    let tenant = token.and_then(|token| app.tokens.get(token));
-    tenant.cloned().ok_or_else(|| {
+    let principal = token.and_then(|token| app.tokens.get(token));
+    principal.cloned().ok_or_else(|| {
         ApiError::new(
             error::UNAUTHENTICATED,
             "expected the header `Authorization: Bearer <token>` with a valid token",

@@ -1,0 +1,190 @@
+//! A directory or an object store, and what of backups is in it.
+
+use std::{collections::HashMap, fmt::Write as _, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::{
+    ObjectStore, ObjectStoreExt as _, WriteMultipart, aws::AmazonS3Builder, local::LocalFileSystem,
+    path::Path as Key, prefix::PrefixStore,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    Error,
+    manifest::{FORMAT, File, Manifest},
+};
+
+const MANIFEST: &str = "manifest.json";
+/// Parts of a file that are on their way at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Where backups are.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+}
+
+impl Store {
+    /// A directory, which is made where it is missing, or `s3://bucket/prefix`. Credentials, endpoint and region of an
+    /// object store come from the usual variables (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT`,
+    /// `AWS_REGION`, `AWS_ALLOW_HTTP`).
+    ///
+    /// # Errors
+    ///
+    /// It is neither, or can not be used.
+    pub fn open(place: &str) -> Result<Self, Error> {
+        let wrong = |reason: String| Error::Place { url: place.to_owned(), reason };
+        if let Some(rest) = place.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).build();
+            let s3 = s3.map_err(|error| wrong(error.to_string()))?;
+            return Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)) });
+        }
+        if place.contains("://") && !place.starts_with("file://") {
+            return Err(wrong("not a kind of store that is known".into()));
+        }
+        let path = Path::new(place.strip_prefix("file://").unwrap_or(place));
+        std::fs::create_dir_all(path).map_err(|error| wrong(error.to_string()))?;
+        let local = LocalFileSystem::new_with_prefix(path).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { inner: Arc::new(local.with_fsync(true)) })
+    }
+
+    /// Its backups that are whole, from the oldest to the newest.
+    ///
+    /// # Errors
+    ///
+    /// The store refuses, or a manifest can not be read.
+    pub async fn manifests(&self) -> Result<Vec<Manifest>, Error> {
+        let listed = self.inner.list_with_delimiter(Some(&Key::from("backups"))).await?;
+        let mut manifests = Vec::new();
+        for prefix in listed.common_prefixes {
+            let Some(id) = prefix.filename() else { continue };
+            match self.manifest(id).await {
+                Ok(manifest) => manifests.push(manifest),
+                // One that was not finished.
+                Err(Error::NoBackup(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        manifests.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(manifests)
+    }
+
+    /// A backup.
+    ///
+    /// # Errors
+    ///
+    /// There is none of this name, it is of a later version, or it can not be read.
+    pub async fn manifest(&self, id: &str) -> Result<Manifest, Error> {
+        let path = manifest_path(id);
+        let read = match self.inner.get(&Key::from(path.as_str())).await {
+            Ok(read) => read.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => return Err(Error::NoBackup(id.to_owned())),
+            Err(error) => return Err(error.into()),
+        };
+        let damaged = |error: serde_json::Error| Error::Damaged { path, reason: error.to_string() };
+        let value: serde_json::Value = serde_json::from_slice(&read).map_err(damaged)?;
+        let found =
+            value["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or_default();
+        if found > FORMAT {
+            return Err(Error::Newer { id: id.to_owned(), found, known: FORMAT });
+        }
+        let path = manifest_path(id);
+        serde_json::from_value(value).map_err(|error| Error::Damaged { path, reason: error.to_string() })
+    }
+
+    /// A backup by its id, or the newest.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn choose(&self, id: Option<&str>) -> Result<Manifest, Error> {
+        match id {
+            Some(id) => self.manifest(id).await,
+            None => self.manifests().await?.pop().ok_or_else(|| Error::NoBackup("at all".into())),
+        }
+    }
+
+    /// The shared files that backups here have, with their checksums, by path and length.
+    pub(crate) async fn known_files(&self) -> Result<HashMap<(String, u64), String>, Error> {
+        let manifests = self.manifests().await?;
+        let files = manifests.into_iter().flat_map(|manifest| manifest.files).filter(|file| file.shared);
+        Ok(files.map(|file| ((file.path, file.bytes), file.sha256)).collect())
+    }
+
+    pub(crate) async fn write_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        let path = manifest_path(&manifest.id);
+        let bytes = serde_json::to_vec_pretty(manifest)
+            .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
+        self.inner.put(&Key::from(path), bytes.into()).await?;
+        Ok(())
+    }
+
+    /// Writes a file; its length and checksum. It is there as a whole, or not at all.
+    pub(crate) async fn write(
+        &self,
+        path: &str,
+        mut bytes: impl Stream<Item = Result<Bytes, Error>> + Unpin,
+    ) -> Result<(u64, String), Error> {
+        let mut upload = WriteMultipart::new(self.inner.put_multipart(&Key::from(path)).await?);
+        let (mut length, mut sha256) = (0, Sha256::new());
+        while let Some(part) = bytes.next().await {
+            let part = match part {
+                Ok(part) => part,
+                Err(error) => {
+                    upload.abort().await?;
+                    return Err(error);
+                }
+            };
+            length += part.len() as u64;
+            sha256.update(&part);
+            upload.wait_for_capacity(PARTS_AT_ONCE).await?;
+            upload.put(part);
+        }
+        upload.finish().await?;
+        Ok((length, hex(&sha256.finalize())))
+    }
+
+    /// Reads a file into a new one on this machine, and compares its checksum.
+    pub(crate) async fn fetch(&self, file: &File, to: &Path) -> Result<(), Error> {
+        let mut parts = self.inner.get(&Key::from(file.path.as_str())).await?.into_stream();
+        let mut target = tokio::fs::File::create_new(to).await.map_err(Error::io(to.display()))?;
+        let mut sha256 = Sha256::new();
+        while let Some(part) = parts.try_next().await? {
+            sha256.update(&part);
+            target.write_all(&part).await.map_err(Error::io(to.display()))?;
+        }
+        target.sync_all().await.map_err(Error::io(to.display()))?;
+        let found = hex(&sha256.finalize());
+        if found != file.sha256 {
+            let reason = format!("its SHA-256 is {found}, not {}", file.sha256);
+            return Err(Error::Damaged { path: file.path.clone(), reason });
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn delete_manifest(&self, id: &str) -> Result<(), Error> {
+        self.delete(&manifest_path(id)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), Error> {
+        match self.inner.delete(&Key::from(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn manifest_path(id: &str) -> String {
+    format!("backups/{id}/{MANIFEST}")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing into a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,46 @@
+//! Changes that break what this crate promises, for the test of the tests: whatever claims to find lost or doubled work
+//! has to find each of them. They exist only in builds with the feature `mutants`, which no release has; the variable
+//! `ORCHESTRA_MUTANT` names the one that is on.
+
+/// A change that breaks something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// The log is written, and not synced.
+    SkipFsync,
+    /// A write is acknowledged when it is proposed, before any other node has it.
+    AcknowledgeEarly,
+    /// What came of a step counts, whoever it was given to since.
+    StaleDispatch,
+    /// A node with an empty directory takes the id that it had before, and peers listen to it.
+    ReuseNodeId,
+    /// The log is shortened up to what is applied, though the state is not on the disk.
+    PurgeTooFar,
+    /// A read does not wait until this node has applied what the leader had.
+    ReadBeforeApply,
+    /// The leader answers reads without asking whether it still leads.
+    ReadWithoutQuorum,
+}
+
+#[cfg(feature = "mutants")]
+pub(crate) fn is_on(mutant: Mutant) -> bool {
+    use std::sync::OnceLock;
+    static ON: OnceLock<Option<Mutant>> = OnceLock::new();
+    let on = ON.get_or_init(|| {
+        Some(match std::env::var("ORCHESTRA_MUTANT").ok()?.as_str() {
+            "skip-fsync" => Mutant::SkipFsync,
+            "acknowledge-early" => Mutant::AcknowledgeEarly,
+            "stale-dispatch" => Mutant::StaleDispatch,
+            "reuse-node-id" => Mutant::ReuseNodeId,
+            "purge-too-far" => Mutant::PurgeTooFar,
+            "read-before-apply" => Mutant::ReadBeforeApply,
+            "read-without-quorum" => Mutant::ReadWithoutQuorum,
+            _ => return None,
+        })
+    });
+    *on == Some(mutant)
+}
+
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn is_on(_: Mutant) -> bool {
+    false
+}
