@@ -24,7 +24,7 @@ use crate::{
     leadership,
     members::{self, Change, ChangeError},
     mutants::{self, Mutant},
-    net::{self, Identified, Links, Service, Start, Starts},
+    net::{self, Identified, Links, Pace, Service, Start, Starts},
     raft::{LogStore, Network, Raft, StateMachine},
 };
 
@@ -53,6 +53,8 @@ pub struct NodeOptions {
     pub free_bytes_min: u64,
     /// How often the state is made durable and the log shortened; sooner once 64 MiB wait.
     pub flush_interval: Duration,
+    /// Bytes a second of others' states that it takes in.
+    pub intake_bytes_per_second: u64,
     /// Bytes of the state's blocks kept in memory.
     pub block_cache_bytes: usize,
 }
@@ -159,6 +161,7 @@ impl Node {
             stopped: stopped.clone(),
             asked: RwLock::default(),
             starts: Starts::default(),
+            intake: Pace::new(options.intake_bytes_per_second),
             clock: Arc::clone(&clock),
         });
         let mut node = Self {

@@ -60,6 +60,8 @@ pub struct Node {
     pub disk_free_min_mib: u64,
     /// Seconds between two times that the state is made durable and the log shortened; sooner once 64 MiB wait.
     pub flush_seconds: u64,
+    /// MiB a second that the node takes in while others bring it up to date, so that they have time for their clients.
+    pub intake_mib_per_second: u64,
     /// MiB of stored blocks kept in memory.
     pub block_cache_mib: usize,
     /// Seconds that work under way is given to end when the node stops.
@@ -85,6 +87,7 @@ impl Default for Node {
             insecure: false,
             disk_free_min_mib: 64,
             flush_seconds: 30,
+            intake_mib_per_second: 32,
             block_cache_mib: 64,
             drain_seconds: 300,
             worker_lease_ms: 10_000,
@@ -386,6 +389,12 @@ impl Config {
             return invalid(format!(
                 "node.worker_lease_ms must be 1000 to 600000 and node.worker_reconnect_ms 100 to the lease; found \
                  {lease} and {reconnect}"
+            ));
+        }
+        if !(1..=100_000).contains(&self.node.intake_mib_per_second) {
+            return invalid(format!(
+                "node.intake_mib_per_second must be 1 to 100000; found {}",
+                self.node.intake_mib_per_second
             ));
         }
         if !(1..=3_600).contains(&self.node.flush_seconds) {

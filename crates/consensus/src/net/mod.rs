@@ -7,12 +7,14 @@
 
 mod lane;
 mod links;
+mod pace;
 mod service;
 mod starts;
 pub(crate) mod wire;
 
 pub(crate) use lane::CallError;
 pub(crate) use links::{Identified, Links, connect};
+pub(crate) use pace::Pace;
 pub(crate) use service::{Service, serve};
 pub(crate) use starts::{Start, Starts};
 

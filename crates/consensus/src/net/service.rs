@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming, metadata::MetadataMap, transport::server::TcpIncoming};
 
 use super::{
-    Start, Starts, header,
+    Pace, Start, Starts, header,
     links::{MESSAGE_BYTES_MAX, problem, propose_problem},
     starts::Met,
     wire,
@@ -52,6 +52,8 @@ pub(crate) struct Service {
     pub(crate) stopped: watch::Receiver<Option<String>>,
     pub(crate) asked: RwLock<Option<AskHandler>>,
     pub(crate) starts: Starts,
+    /// How fast states are taken in.
+    pub(crate) intake: Pace,
     pub(crate) clock: Arc<ClusterClock>,
 }
 
@@ -214,6 +216,7 @@ impl Service {
         loop {
             match parts.message().await?.and_then(|part| part.part) {
                 Some(Part::Rows(rows)) if rows.keys.len() == rows.values.len() => {
+                    self.intake.take(rows.keys.iter().chain(&rows.values).map(Bytes::len).sum()).await;
                     import =
                         blocking(move || import.put(rows.keys.into_iter().zip(rows.values)).map(|()| import))
                             .await?;
