@@ -69,6 +69,21 @@ enum Command {
         #[arg(long)]
         resume: bool,
     },
+    /// Load on a cluster that is there, and whether its clients saw what they may. Faults are yours to make.
+    Check {
+        /// The URLs of its nodes, comma-separated.
+        #[arg(long, value_delimiter = ',', required = true)]
+        endpoints: Vec<String>,
+        /// A token with `admin = true`, where the cluster has tokens.
+        #[arg(long, env = "ORCHESTRA_TOKEN", hide_env_values = true)]
+        token: Option<String>,
+        /// Chooses what clients do.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Builds that break a promise on purpose must be found out, and the one that does not must pass.
     Mutants {
         /// The build, made with the feature `mutants`; by default `orchestra-mutants` beside this program.
@@ -161,6 +176,9 @@ async fn main() -> anyhow::Result<ExitCode> {
             };
             let options = cluster::Options { scenario, seed, nodes, faults, seconds: 0, mutant: None };
             cluster::run(&options).await?.verdict
+        }
+        Command::Check { endpoints, token, seed, seconds } => {
+            cluster::check(&cluster::Check { endpoints, token, seed, seconds }).await?
         }
         Command::Vendor { seed } => vendor::run(seed).await?,
     };

@@ -75,13 +75,35 @@ pub(super) async fn judge(
     options: &Options,
     fired: &BTreeMap<Fault, usize>,
 ) -> anyhow::Result<Verdict> {
+    let mut verdict = judge_clients(&cluster.urls(), load).await?;
+    let kinds = &options.scenario.faults;
+    for kind in kinds {
+        if options.faults >= kinds.len() && !fired.contains_key(kind) {
+            verdict.violations.push(format!("{kind:?} never happened"));
+        }
+    }
+    let cut_off = load.workers_cut_off.load(Ordering::Relaxed);
+    if cut_off == 0 {
+        verdict.violations.push("no worker was cut off".into());
+    }
+    let faults: Vec<String> = fired.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+    let begun = format!("seed {}, {} nodes, faults: {}", options.seed, options.nodes, faults.join(", "));
+    verdict.lines.insert(0, begun);
+    verdict.lines.push(format!("workers cut off {cut_off}, vendor calls {}", counts(vendor).await?.calls));
+    let noted = |of: Injected| format!("  {:.1} s to {:.1} s: {}", of.from_s, of.to_s, of.fault);
+    verdict.lines.extend(load.notes().into_iter().map(noted));
+    Ok(verdict)
+}
+
+/// What is there in the end, at every node, against what clients were told.
+pub(super) async fn judge_clients(urls: &[String], load: &Load) -> anyhow::Result<Verdict> {
     let operations = load.history.operations();
     let mut violations = load.violations();
-    violations.extend(check_registers(cluster, load, &operations).await?);
+    violations.extend(check_registers(urls, load, &operations).await?);
     let acknowledged = load.acknowledged();
     let mut finished = 0;
     let checks =
-        acknowledged.iter().map(|(key, id)| async move { (key, id, check_session(cluster, load, id).await) });
+        acknowledged.iter().map(|(key, id)| async move { (key, id, check_session(urls, load, id).await) });
     let mut checks = stream::iter(checks).buffer_unordered(CHECKS_AT_ONCE);
     while let Some((key, id, checked)) = checks.next().await {
         match checked {
@@ -90,29 +112,13 @@ pub(super) async fn judge(
             Err(error) => violations.push(format!("{id} ({key}): {error:#}")),
         }
     }
-    let kinds = &options.scenario.faults;
-    for kind in kinds {
-        if options.faults >= kinds.len() && !fired.contains_key(kind) {
-            violations.push(format!("{kind:?} never happened"));
-        }
-    }
-    let verified = load.verify(&cluster.urls()[0]).await?;
-    if verified["equal"] != true {
-        violations.push(format!("replicas differ: {verified}"));
-    }
-    let cut_off = load.workers_cut_off.load(Ordering::Relaxed);
-    if cut_off == 0 {
-        violations.push("no worker was cut off".into());
-    }
     let count = |fate: fn(&Fate) -> bool| operations.iter().filter(|of| fate(&of.fate)).count();
     let ok = count(|fate| matches!(fate, Fate::Ok(_)));
     if ok < 100 || acknowledged.is_empty() {
         violations.push(format!("the load had no effect: {ok} operations, {} sessions", acknowledged.len()));
     }
     let slowest = operations.iter().map(|of| of.returned - of.called).max().unwrap_or_default();
-    let faults: Vec<String> = fired.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     let mut lines = vec![
-        format!("seed {}, {} nodes, faults: {}", options.seed, options.nodes, faults.join(", ")),
         format!(
             "operations {} ({ok} ok, {} failed, {} unknown), the slowest took {slowest:?}",
             operations.len(),
@@ -121,24 +127,27 @@ pub(super) async fn judge(
         ),
         format!("registers {}, each linearizable and the same on every node", load.registers.len()),
         format!("sessions acknowledged {}, finished {finished}", acknowledged.len()),
-        format!("workers cut off {cut_off}; all replicas equal, every row read"),
-        format!("vendor calls {}", counts(vendor).await?.calls),
     ];
-    let noted = |of: Injected| format!("  {:.1} s to {:.1} s: {}", of.from_s, of.to_s, of.fault);
-    lines.extend(load.notes().into_iter().map(noted));
+    match load.verify(&urls[0]).await {
+        Ok(verified) if verified["equal"] == true => {
+            lines.push("all replicas equal, every row read".to_owned());
+        }
+        Ok(verified) => violations.push(format!("replicas differ: {verified}")),
+        Err(error) => violations.push(format!("the replicas could not be compared: {error:#}")),
+    }
     Ok(Verdict { lines, violations, kept: None })
 }
 
 async fn check_registers(
-    cluster: &Cluster,
+    urls: &[String],
     load: &Load,
     operations: &[Operation],
 ) -> anyhow::Result<Vec<String>> {
     let mut violations = Vec::new();
     for register in &load.registers {
         let mut last: Option<Vec<u64>> = None;
-        for url in cluster.urls() {
-            let Fate::Ok(values) = load.read(&url, register, "").await else {
+        for url in urls {
+            let Fate::Ok(values) = load.read(url, register, "").await else {
                 anyhow::bail!("{register} can not be read at {url}");
             };
             match &last {
@@ -160,8 +169,7 @@ async fn check_registers(
 }
 
 /// A session that was acknowledged has ended well, once, and is the same on every node.
-async fn check_session(cluster: &Cluster, load: &Load, id: &str) -> anyhow::Result<Vec<String>> {
-    let urls = cluster.urls();
+async fn check_session(urls: &[String], load: &Load, id: &str) -> anyhow::Result<Vec<String>> {
     wait_until(&format!("the end of {id}"), SETTLE_TIMEOUT, async || {
         load.has_ended(&urls[0], id).await.then_some(())
     })
@@ -172,7 +180,7 @@ async fn check_session(cluster: &Cluster, load: &Load, id: &str) -> anyhow::Resu
         violations.push(format!("{id}: {session}"));
     }
     let mut first = None;
-    for url in &urls {
+    for url in urls {
         let page = load.get(url, &format!("/v1/sessions/{id}/events?limit=500")).await?;
         let events = page["events"].as_array().cloned().unwrap_or_default();
         match &first {

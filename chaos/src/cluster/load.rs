@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 use testkit::{
     Cluster,
     history::{Action, Fate, History},
+    wait_until,
 };
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{Fault, Options};
+use super::Fault;
 use crate::{report::Injected, scenario::Scenario};
 
 const REGISTERS: usize = 16;
@@ -31,7 +32,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 const DEADLINE: Duration = Duration::from_secs(15);
 
 const REGISTER: &str = "\
-name: register
+name: chaos-register
 steps:
   - id: values
     loop:
@@ -40,8 +41,9 @@ steps:
       steps:
         - {id: next, wait: {signal: append}}
 ";
+/// Steps that ask a vendor and a worker outside.
 const SESSION: &str = "\
-name: work
+name: chaos-work
 retry: {max_attempts: 20, backoff: constant, delay: 50ms}
 steps:
   - {id: first, agent: {role: architect, prompt: 'first of {{ input.n }}'}}
@@ -54,11 +56,41 @@ steps:
   - {id: last, agent: {role: auditor, prompt: 'last of {{ input.n }}: {{ steps.first.output }}'}}
 ";
 
+/// Steps that need nobody outside the cluster.
+const SESSION_ALONE: &str = "\
+name: chaos-work
+steps:
+  - {id: first, value: input.n}
+  - id: items
+    map:
+      items: '[1, 2, 3]'
+      steps:
+        - {id: work, value: item}
+  - {id: last, value: steps.first.output}
+";
+
+/// Where clients go.
+pub(super) struct Target {
+    pub(super) urls: Vec<String>,
+    /// Where workers connect; nowhere if sessions are to need nobody outside.
+    pub(super) grpc: Vec<String>,
+    pub(super) token: Option<String>,
+}
+
+impl Target {
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let grpc = cluster.members().into_iter().map(|number| cluster.grpc_url(number)).collect();
+        Self { urls: cluster.urls(), grpc, token: cluster.token().map(str::to_owned) }
+    }
+}
+
 /// What clients share.
 pub(super) struct Load {
     pub(super) history: History,
     pub(super) registers: Vec<String>,
     seed: u64,
+    /// Part of every key: runs against one cluster do not meet.
+    unique: u64,
     token: Option<String>,
     http: reqwest::Client,
     urls: RwLock<Vec<String>>,
@@ -75,18 +107,21 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) async fn begin(cluster: &Cluster, options: &Options) -> anyhow::Result<Self> {
+    pub(super) async fn begin(target: Target, seed: u64) -> anyhow::Result<Self> {
         // A connection a call: one that breaks with its node says nothing about the next call.
-        let http =
-            testkit::client(cluster.token())?.timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
+        let http = testkit::client(target.token.as_deref())?
+            .timeout(CALL_TIMEOUT)
+            .pool_max_idle_per_host(0)
+            .build()?;
         let mut load = Self {
             history: History::default(),
             registers: Vec::new(),
-            seed: options.seed,
-            token: cluster.token().map(str::to_owned),
+            seed,
+            unique: rand::random(),
+            token: target.token,
             http,
-            urls: RwLock::new(cluster.urls()),
-            grpc: RwLock::new(cluster.members().into_iter().map(|number| cluster.grpc_url(number)).collect()),
+            urls: RwLock::new(target.urls),
+            grpc: RwLock::new(target.grpc),
             workers_cut_off: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             next_value: AtomicU64::new(1),
@@ -94,23 +129,43 @@ impl Load {
             violations: Mutex::default(),
             notes: Mutex::default(),
         };
-        let url = load.urls().first().cloned().context("no node")?;
-        for workflow in [REGISTER, SESSION] {
-            let answer = load.http.post(format!("{url}/v1/workflows")).body(workflow).send().await?;
-            anyhow::ensure!(answer.status().is_success(), "apply: {}", answer.text().await?);
+        let session =
+            if load.grpc.read().is_ok_and(|grpc| grpc.is_empty()) { SESSION_ALONE } else { SESSION };
+        for workflow in [REGISTER, session] {
+            load.set_up("/v1/workflows", |request| request.body(workflow)).await?;
         }
         for register in 0..REGISTERS {
-            let body = json!({"workflow": "register"});
-            let request = load.http.post(format!("{url}/v1/sessions")).json(&body);
-            let answer = request.header("idempotency-key", format!("register-{register}")).send().await?;
-            let body: Value = answer.error_for_status()?.json().await?;
-            load.registers.push(body["id"].as_str().context("no id")?.to_owned());
+            let key = format!("register-{register}-{}", load.unique);
+            let body = json!({"workflow": "chaos-register"});
+            let made =
+                load.set_up("/v1/sessions", |request| request.json(&body).header("idempotency-key", &key));
+            load.registers.push(made.await?["id"].as_str().context("no id")?.to_owned());
         }
         Ok(load)
     }
 
-    pub(super) fn run(self: Arc<Self>, options: &Options) -> Vec<JoinHandle<()>> {
-        let Scenario { register_clients, session_clients, .. } = options.scenario;
+    /// Sends what has to be there before clients begin, to one node after another until one has done it.
+    async fn set_up(
+        &self,
+        path: &str,
+        with: impl Fn(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> anyhow::Result<Value> {
+        let (urls, mut last) = (self.urls(), String::new());
+        let done = wait_until("the load to be set up", DEADLINE, async || {
+            for url in &urls {
+                match with(self.http.post(format!("{url}{path}"))).send().await {
+                    Ok(answer) if answer.status().is_success() => return answer.json().await.ok(),
+                    Ok(answer) => last = format!("{url}: {}", answer.text().await.unwrap_or_default()),
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            None
+        });
+        done.await.with_context(|| last)
+    }
+
+    pub(super) fn run(self: Arc<Self>, scenario: &Scenario) -> Vec<JoinHandle<()>> {
+        let Scenario { register_clients, session_clients, .. } = *scenario;
         let registers =
             (0..register_clients).map(|client| tokio::spawn(Arc::clone(&self).use_registers(client)));
         let registers: Vec<_> = registers.collect();
@@ -267,7 +322,7 @@ impl Load {
         let mut random = StdRng::seed_from_u64(self.seed ^ client);
         let mut n = 0;
         while !self.stopping.load(Ordering::SeqCst) {
-            let key = format!("key-{client}-{n}");
+            let key = format!("key-{client}-{n}-{}", self.unique);
             n += 1;
             let Some(id) = self.start_session(client, &key, &mut random).await else { continue };
             if let Ok(mut acknowledged) = self.acknowledged.lock() {
@@ -284,7 +339,7 @@ impl Load {
     /// Starts a session, asking one node after another under the same key until it is acknowledged.
     async fn start_session(&self, client: u64, key: &str, random: &mut StdRng) -> Option<String> {
         let began = self.history.now();
-        let body = json!({"workflow": "work", "input": {"n": key}});
+        let body = json!({"workflow": "chaos-work", "input": {"n": key}});
         loop {
             let (url, called) = (self.any_url(random), self.history.now());
             let request = self.http.post(format!("{url}/v1/sessions")).header("idempotency-key", key);
@@ -326,6 +381,16 @@ impl Load {
         let request = self.http.post(format!("{url}/v1/cluster/verify")).timeout(VERIFY_TIMEOUT);
         let answer = request.json(&json!({"scrub": true})).send().await?;
         Ok(answer.error_for_status()?.json().await?)
+    }
+
+    /// Ends the registers, which would wait for ever.
+    pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
+        for register in &self.registers {
+            let url = self.urls().first().cloned().context("no node")?;
+            let answer = self.http.post(format!("{url}/v1/sessions/{register}/cancel")).send().await?;
+            answer.error_for_status()?;
+        }
+        Ok(())
     }
 
     pub(super) async fn get(&self, url: &str, path: &str) -> anyhow::Result<Value> {

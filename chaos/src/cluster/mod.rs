@@ -11,7 +11,10 @@ mod load;
 mod network;
 mod watch;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use providers::simulated;
 use testkit::{Cluster, free_address};
@@ -25,7 +28,7 @@ use crate::{
     scenario::Scenario,
     site::{Mutant, Needs, Shared, Site},
 };
-use load::Load;
+use load::{Load, Target};
 use watch::Watched;
 
 /// What to do.
@@ -99,9 +102,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
     let site = Shared::new(site);
     let hosts = Box::new(site.clone());
     let mut cluster = Cluster::start_on(hosts, temp.path(), options.nodes, &config).await?;
-    let load = Arc::new(Load::begin(&cluster, options).await?);
+    let load = Arc::new(Load::begin(Target::of(&cluster), options.seed).await?);
     let _workers = Arc::clone(&load).employ();
-    let clients = Arc::clone(&load).run(options);
+    let clients = Arc::clone(&load).run(&options.scenario);
     let watched = Arc::new(Watched::default());
     let (looked_at, noted) = (Arc::clone(&load), Arc::clone(&watched));
     let watching = tokio::spawn(async move { watch::watch(&looked_at, &noted).await });
@@ -123,4 +126,44 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
     }
     let report = judge::report(&load, options, &watched, &mut verdict);
     Ok(Run { verdict: keep_if_failed(verdict, temp), report })
+}
+
+/// What to check, on a cluster that is there.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// The URLs of its nodes.
+    pub endpoints: Vec<String>,
+    /// A token of a tenant; one that may also compare replicas has `admin = true`.
+    pub token: Option<String>,
+    /// Chooses what clients do.
+    pub seed: u64,
+    /// How long.
+    pub seconds: u64,
+}
+
+/// Puts load on a cluster that is there, and checks what its clients saw. Faults are left to whoever runs it. Sessions
+/// need no vendor and no worker; what would wait for ever is canceled in the end.
+///
+/// # Errors
+///
+/// The cluster does not answer at the beginning or the end: there is no verdict.
+pub async fn check(check: &Check) -> anyhow::Result<Verdict> {
+    anyhow::ensure!(!check.endpoints.is_empty(), "name at least one endpoint");
+    let urls: Vec<String> = check.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+    let target = Target { urls: urls.clone(), grpc: Vec::new(), token: check.token.clone() };
+    let load = Arc::new(Load::begin(target, check.seed).await?);
+    let clients = Arc::clone(&load).run(&Scenario::of("check", Vec::new()));
+    let watched = Arc::new(Watched::default());
+    let (looked_at, noted) = (Arc::clone(&load), Arc::clone(&watched));
+    let watching = tokio::spawn(async move { watch::watch(&looked_at, &noted).await });
+    tokio::time::sleep(Duration::from_secs(check.seconds)).await;
+    load.stop();
+    for client in clients {
+        client.await?;
+    }
+    watching.abort();
+    let mut verdict = judge::judge_clients(&urls, &load).await?;
+    verdict.lines.push(format!("leaders moved {}", watched.moves.load(Ordering::Relaxed)));
+    load.clean_up().await?;
+    Ok(verdict)
 }

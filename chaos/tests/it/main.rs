@@ -45,3 +45,23 @@ async fn a_failing_vendor_is_outlasted_and_every_fault_recorded() {
     let verdict = vendor::run(7).await.unwrap();
     assert!(verdict.passed(), "{verdict}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_there_is_checked() {
+    let _alone = ALONE.lock().await;
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = testkit::Cluster::start(temp.path(), 3, "").await.unwrap();
+    let check = cluster::Check { endpoints: cluster.urls(), token: None, seed: 1, seconds: 6 };
+    // The operator's fault.
+    let fault = async {
+        let leader = testkit::wait_until("a leader", std::time::Duration::from_secs(10), async || {
+            cluster.leader(0).await
+        });
+        let leader = leader.await.unwrap();
+        cluster.kill(leader).unwrap();
+        cluster.restart(leader).await.unwrap();
+    };
+    let (verdict, ()) = tokio::join!(cluster::check(&check), fault);
+    let verdict = verdict.unwrap();
+    assert!(verdict.passed(), "{verdict}");
+}

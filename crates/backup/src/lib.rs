@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
-pub use manifest::{File, Manifest, Shard};
+pub use manifest::{FORMAT, File, Manifest, Shard};
 pub use restore::{Verified, found, verify};
 pub use store::Store;
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The format of manifests. A newer one is refused.
-pub(crate) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 
 /// What a backup holds. Unknown fields are those of a later version with the same format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -95,6 +95,26 @@ impl Store {
         serde_json::from_value(value).map_err(|error| Error::Damaged { path, reason: error.to_string() })
     }
 
+    /// The newest backup that is whole, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The store refuses, or its manifest can not be read.
+    pub async fn newest(&self) -> Result<Option<Manifest>, Error> {
+        let listed = self.inner.list_with_delimiter(Some(&Key::from("backups"))).await?;
+        let mut ids: Vec<String> =
+            listed.common_prefixes.iter().filter_map(|of| of.filename().map(str::to_owned)).collect();
+        ids.sort();
+        while let Some(id) = ids.pop() {
+            match self.manifest(&id).await {
+                // One that was not finished.
+                Err(Error::NoBackup(_)) => {}
+                found => return found.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
     /// A backup by its id, or the newest.
     ///
     /// # Errors
@@ -103,7 +123,7 @@ impl Store {
     pub async fn choose(&self, id: Option<&str>) -> Result<Manifest, Error> {
         match id {
             Some(id) => self.manifest(id).await,
-            None => self.manifests().await?.pop().ok_or_else(|| Error::NoBackup("at all".into())),
+            None => self.newest().await?.ok_or_else(|| Error::NoBackup("at all".into())),
         }
     }
 

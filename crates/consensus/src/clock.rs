@@ -287,11 +287,11 @@ mod tests {
         assert_eq!((clock.offset_ms(), clock.wall()), (None, mine));
         // Both others are an hour behind, a little apart.
         clock.compare(&[-hour - 3_000, -hour + 4_000], 3);
-        assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 3_000);
+        assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 4_000);
         // Small changes, and where no majority agrees, it stays.
         for others in [&[-hour + 9_000, -hour + 4_000][..], &[-hour], &[], &[-2 * hour, 9 * hour]] {
             clock.compare(others, 3);
-            assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 3_000, "{others:?}");
+            assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 4_000, "{others:?}");
         }
         // One other node and this one are most of three.
         clock.compare(&[5], 3);

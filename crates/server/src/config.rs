@@ -27,6 +27,9 @@ pub struct Config {
     pub prices: BTreeMap<String, Price>,
     /// The vendor that runs where no provider is configured.
     pub simulated: Simulated,
+    /// Backups on a schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Backup>,
     /// Logging.
     pub log: Log,
 }
@@ -194,6 +197,29 @@ pub struct Simulated {
     pub replies: Option<PathBuf>,
     /// How it behaves.
     pub behaviour: simulated::Options,
+}
+
+/// Backups on a schedule. The same on every node: the leader of shard 0 makes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// A directory that every node reaches under this path, or `s3://bucket/prefix`.
+    pub to: String,
+    /// Minutes between the beginnings of two: 1440 for daily, 60, or 15. What was acknowledged since the last one is
+    /// what the loss of the whole cluster costs. One that is twice as old as this is overdue.
+    #[serde(default = "default_every_minutes")]
+    pub every_minutes: u64,
+    /// How many are kept.
+    #[serde(default = "default_keep")]
+    pub keep: usize,
+}
+
+fn default_every_minutes() -> u64 {
+    60
+}
+
+fn default_keep() -> usize {
+    48
 }
 
 /// Logging.
@@ -389,6 +415,13 @@ impl Config {
             return invalid(format!(
                 "node.worker_lease_ms must be 1000 to 600000 and node.worker_reconnect_ms 100 to the lease; found \
                  {lease} and {reconnect}"
+            ));
+        }
+        if let Some(backup) = &self.backup
+            && (backup.to.is_empty() || !(1..=10_080).contains(&backup.every_minutes) || backup.keep == 0)
+        {
+            return invalid(format!(
+                "[backup] needs a place `to`, `every_minutes` from 1 to 10080 and `keep` of 1 or more; found {backup:?}"
             ));
         }
         if !(1..=100_000).contains(&self.node.intake_mib_per_second) {

@@ -6,6 +6,7 @@
 //! - **Invariant:** every error that leaves has a stable code, and holds no secret.
 //! - **Invariant:** a request names its tenant by its token only; without tokens there is one tenant.
 
+mod backups;
 pub mod config;
 mod error;
 mod grpc;

@@ -34,6 +34,8 @@ pub(crate) struct Metrics {
     pub(crate) state_unflushed_bytes: Gauge<u64, AtomicU64>,
     pub(crate) state_bytes: Gauge<u64, AtomicU64>,
     pub(crate) writes_stopped: Gauge,
+    pub(crate) backup_age: Gauge,
+    pub(crate) backup_overdue: Gauge,
     pub(crate) provider_in_flight: Family<Named, Gauge>,
     pub(crate) provider_open: Family<Named, Gauge>,
 }
@@ -54,6 +56,8 @@ impl Metrics {
             state_unflushed_bytes: Gauge::default(),
             state_bytes: Gauge::default(),
             writes_stopped: Gauge::default(),
+            backup_age: Gauge::default(),
+            backup_overdue: Gauge::default(),
             provider_in_flight: Family::default(),
             provider_open: Family::default(),
             registry: Registry::default(),
@@ -82,6 +86,13 @@ impl Metrics {
         registry.register("state_unflushed_bytes", "State in memory only", m.state_unflushed_bytes.clone());
         registry.register("state_bytes", "Bytes of the state's table files", m.state_bytes.clone());
         registry.register("writes_stopped", "1 while writes are stopped", m.writes_stopped.clone());
+        registry.register_with_unit(
+            "backup_age",
+            "Time since the newest backup of the schedule was begun; -1 without one",
+            Unit::Seconds,
+            m.backup_age.clone(),
+        );
+        registry.register("backup_overdue", "1 while the newest backup is too old", m.backup_overdue.clone());
         registry.register("provider_in_flight", "Calls on their way", m.provider_in_flight.clone());
         registry.register("provider_circuit_open", "1 while a provider rests", m.provider_open.clone());
         Self { registry, ..metrics }

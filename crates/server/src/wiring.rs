@@ -22,7 +22,13 @@ use tls::{Incoming, Tls, Whom};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
-use crate::{Config, config, grpc, http, metrics::Metrics, sessions::Sessions};
+use crate::{
+    Config,
+    backups::{self, Schedule},
+    config, grpc, http,
+    metrics::Metrics,
+    sessions::Sessions,
+};
 
 /// How long connections are given to end after work has.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,6 +83,8 @@ pub(crate) struct App {
     /// What the node was configured with, without secrets.
     pub(crate) config: serde_json::Value,
     pub(crate) stopping: watch::Receiver<bool>,
+    /// What is known of the backups on a schedule.
+    pub(crate) backups: Schedule,
 }
 
 /// Who sent a request.
@@ -126,6 +134,7 @@ impl Server {
             tokens,
             config: serde_json::to_value(&config).unwrap_or_default(),
             stopping: stopping.clone(),
+            backups: Schedule::default(),
         });
         let weak = Arc::downgrade(&app);
         app.sessions.node().answer_with(move |question| {
@@ -139,6 +148,9 @@ impl Server {
         });
         let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
         let mut tasks = vec![serve_http(http_listener, tls.clone(), Arc::clone(&app), stopping.clone())?];
+        if let Some(backup) = config.backup.clone() {
+            tasks.push(tokio::spawn(backups::run(Arc::clone(&app), backup)));
+        }
         tasks.push(serve_grpc(grpc_listener, tls, Arc::clone(&app), stopping)?);
         let watching = app.sessions.watch_ended(&app.metrics.sessions_ended);
         for group in app.sessions.node().groups().values() {

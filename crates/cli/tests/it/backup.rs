@@ -130,3 +130,33 @@ async fn a_cluster_that_is_lost_comes_back_from_its_backup_in_another_size() {
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
     assert!(code != 0 && said.contains("is damaged") && said.contains(".sst"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_are_made_on_a_schedule_by_one_node() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = temp.path().join("store");
+    let config = format!("[backup]\nto = {:?}\nevery_minutes = 1\nkeep = 2\n", store.display().to_string());
+    let cluster = Cluster::start(&temp.path().join("nodes"), 3, &config).await.unwrap();
+    // The first is due at once; every node knows of it, and one has made it.
+    let mut seen = Vec::new();
+    for number in 0..3 {
+        let backup = wait_until("a backup", PATIENCE, async || {
+            let backup = cluster.status(number).await.ok()?["backup"].clone();
+            (!backup.is_null()).then_some(backup)
+        });
+        seen.push(backup.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails())));
+    }
+    assert_eq!(seen[0]["overdue"], false, "{seen:?}");
+    assert!(seen.iter().all(|backup| backup["id"] == seen[0]["id"]), "{seen:?}");
+    let metrics = reqwest::get(format!("{}/metrics", cluster.url(2))).await.unwrap().text().await.unwrap();
+    let age = metrics.lines().find_map(|line| line.strip_prefix("orchestra_backup_age_seconds "));
+    assert!((0..60).contains(&age.unwrap().parse::<i64>().unwrap()), "{metrics}");
+    assert!(metrics.contains("orchestra_backup_overdue 0"), "{metrics}");
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    // What the checkpoint held on to is let go.
+    for number in 0..3 {
+        let checkpoints = temp.path().join(format!("nodes/node-{number}/data/checkpoints"));
+        assert!(checkpoints.read_dir().map_or(0, Iterator::count) == 0, "{}", checkpoints.display());
+    }
+}

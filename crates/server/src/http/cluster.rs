@@ -69,6 +69,8 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         "writes_stopped": status.writes_stopped,
         "draining": status.draining,
         "starts": status.starts,
+        "backup": app.backups.newest().map(|(id, at)| json!({"id": id, "begun_at": at.to_string(),
+            "overdue": app.backups.is_overdue()})),
         "refused": status.refused,
         "clock_offset_ms": status.clock_offset_ms,
         "work_running": app.sessions.running_count(),

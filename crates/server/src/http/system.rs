@@ -39,6 +39,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     metrics.log_syncs.set(status.log_syncs);
     metrics.state_unflushed_bytes.set(status.unflushed_bytes);
     metrics.state_bytes.set(status.state_bytes);
+    let age = app.backups.newest().map(|(_, at)| app.sessions.node().clock().wall().0.saturating_sub(at.0));
+    metrics.backup_age.set(age.map_or(-1, |micros| i64::try_from(micros / 1_000_000).unwrap_or(i64::MAX)));
+    metrics.backup_overdue.set(i64::from(app.backups.is_overdue()));
     metrics.writes_stopped.set(i64::from(status.writes_stopped.is_some()));
     for provider in app.sessions.providers() {
         let name = Named { name: provider.name };
