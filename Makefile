@@ -27,6 +27,9 @@ test: build ## Runs every test.
 	@deploy/dev/setup.sh testing
 	cargo test --locked --workspace
 
+docs-test: build ## Runs the commands of docs/operations.md, in an empty directory.
+	PATH="$(abspath $(TARGET))/debug:$$PATH" docs/run-blocks.sh docs/operations.md
+
 lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.
 	@deploy/dev/setup.sh cargo-deny
 	cargo fmt --all --check
@@ -43,11 +46,12 @@ cluster-test: build ## Faults on clusters of three and five nodes under load: SE
 	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 3 --faults 18
 	$(TARGET)/debug/chaos cluster --seed $(SEED) --nodes 5 --faults 18
 
-soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full load, 1 GiB to a new node: SEED=first.
+soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full load, 1 GiB to a new node, a million sessions backed up: SEED=first.
 	for seed in $$(seq $(SEED) $$(($(SEED) + 19))); do $(MAKE) --no-print-directory cluster-test SEED=$$seed || exit 1; done
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest soak --directory $(TARGET)
 	$(TARGET)/release/loadtest intake --directory $(TARGET)
+	$(TARGET)/release/loadtest backup --directory $(TARGET)
 
 chaos-suite: build ## Every fault on 3 and 5 nodes, for 20 seeds: SEED=first SECONDS=each.
 	$(TARGET)/debug/chaos suite --seeds $(SEED)..$$(($(SEED) + 19)) --nodes 3,5 --seconds $(SECONDS) --out $(TARGET)/chaos --resume
@@ -65,4 +69,4 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo cluster test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench
+.PHONY: help setup build demo cluster test docs-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench

@@ -54,6 +54,15 @@ impl Site {
         })
     }
 
+    /// Copies what is on the disks of nodes to where it stays.
+    pub(crate) fn keep_disks(&self, directory: &Path) -> anyhow::Result<()> {
+        for node in self.disks.iter().flat_map(BTreeMap::keys) {
+            let at = directory.join(format!("node-{node}"));
+            testkit::copy_directory(&at.join("data"), &at.join("data-kept"))?;
+        }
+        Ok(())
+    }
+
     /// Whether clocks can be moved.
     pub(crate) fn has_clocks(&self) -> bool {
         self.clocks.is_some()

@@ -2,13 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use crate::{cluster, layers, line, local};
+use crate::{cluster, etcd, layers, line, local};
 
 /// Which side of the target is good.
 #[derive(Clone, Copy)]
 enum Target {
     AtLeast(f64),
     AtMost(f64),
+    /// A peer's figure: there to be compared with.
+    Beside,
 }
 
 struct Bench<'a> {
@@ -81,6 +83,7 @@ pub(crate) async fn run(runs: usize, only: &str, directory: &Path, kills: usize)
     }
     with_workers(runs, only, directory, (1, "one node", 12_000.0, 3.0)).await?;
     with_workers(runs, only, directory, (3, "three nodes", 5_000.0, 6.0)).await?;
+    beside(runs, only, directory).await?;
     leaders_go(only, directory, kills).await
 }
 
@@ -130,6 +133,24 @@ async fn with_workers(
     Ok(())
 }
 
+/// The peer, on the same machine in the same run.
+async fn beside(runs: usize, only: &str, directory: &Path) -> anyhow::Result<()> {
+    let name = "etcd: three nodes, single puts, 256 clients, gRPC";
+    if !name.contains(only) {
+        return Ok(());
+    }
+    let Some(etcd) = etcd::Etcd::start(directory).await? else {
+        line(format!("{name:<52} NOT RUN: etcd is not installed (Debian: etcd-server)"));
+        return Ok(());
+    };
+    let mut came = Vec::new();
+    for _ in 0..runs {
+        came.push(etcd.puts(256, 5, cluster::INPUT).await?);
+    }
+    Bench { name, unit: "puts/s", target: Target::Beside }.report(came);
+    Ok(())
+}
+
 async fn leaders_go(only: &str, directory: &Path, kills: usize) -> anyhow::Result<()> {
     let median = Bench {
         name: "three nodes, leader killed, to the next commit",
@@ -163,20 +184,24 @@ impl Bench<'_> {
         came.sort_by(f64::total_cmp);
         let (min, max) = (came[0], came[came.len() - 1]);
         let median = came[came.len() / 2];
-        let (sign, target, met) = match self.target {
-            Target::AtLeast(target) => (">=", target, median >= target),
-            Target::AtMost(target) => ("<=", target, median <= target),
-        };
         let number =
             |value: f64| if value >= 1_000.0 { format!("{value:.0}") } else { format!("{value:.3}") };
+        let (target, met) = match self.target {
+            Target::AtLeast(target) => (format!(">= {}", number(target)), Some(median >= target)),
+            Target::AtMost(target) => (format!("<= {}", number(target)), Some(median <= target)),
+            Target::Beside => ("-".to_owned(), None),
+        };
         line(format!(
-            "{:<52} {:>12} {:>12} {:>22}  {} {}",
+            "{:<52} {target:>12} {:>12} {:>22}  {} {}",
             self.name,
-            format!("{sign} {}", number(target)),
             number(median),
             format!("{}..{}", number(min), number(max)),
             self.unit,
-            if met { "met" } else { "MISSED" }
+            match met {
+                Some(true) => "met",
+                Some(false) => "MISSED",
+                None => "",
+            }
         ));
     }
 }

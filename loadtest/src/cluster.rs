@@ -24,7 +24,7 @@ const TASKS: &str = "name: tasks\nsteps:\n  - {id: a, task: {queue: q, input: in
 /// One command, one commit: the session then waits.
 const ONE_COMMIT: &str = "name: one\nsteps:\n  - {id: a, wait: {signal: never}}\n";
 pub(crate) const CONFIG: &str = "[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n";
-const INPUT: &str =
+pub(crate) const INPUT: &str =
     r#"{"text":"an input of a usual size, a hundred bytes or so, as a client gives it to a session"}"#;
 const WARM_UP: Duration = Duration::from_secs(1);
 /// A call that takes longer has failed.
@@ -82,6 +82,26 @@ impl Loaded {
         let answer = tokio::time::timeout(CALL_TIMEOUT, client.start_session(request)).await??.into_inner();
         if wait && answer.status != "completed" {
             bail!("a session is {}", answer.status);
+        }
+        Ok(())
+    }
+
+    /// Starts so many sessions, which then wait.
+    pub(crate) async fn fill(self: &Arc<Self>, clients: usize, sessions: u64) -> anyhow::Result<()> {
+        let left = Arc::new(AtomicU64::new(sessions));
+        let mut tasks = tokio::task::JoinSet::new();
+        for client in 0..clients {
+            let (loaded, left) = (Arc::clone(self), Arc::clone(&left));
+            tasks.spawn(async move {
+                let take = |left: u64| left.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    loaded.call(client, "one", false).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cluster;
+mod etcd;
 mod http;
 mod layers;
 mod local;
@@ -54,6 +55,16 @@ enum Command {
         #[arg(long, default_value = ".")]
         directory: std::path::PathBuf,
     },
+    /// A backup under writes, the loss of all nodes, and a restore. Exit code 1 if the p99 of the writes more than
+    /// doubles, or the first commit comes after more than a minute.
+    Backup {
+        /// How many sessions.
+        #[arg(long, default_value_t = 1_000_000)]
+        sessions: u64,
+        /// Where data is written: a real file system, not one in memory.
+        #[arg(long, default_value = ".")]
+        directory: std::path::PathBuf,
+    },
     /// Load over HTTP. With --rate an open loop (latency from the intended start), without it a closed loop.
     Run(http::RunArgs),
 }
@@ -75,6 +86,12 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Intake { mib, directory } => {
             let (before, during) = soak::intake(&directory, mib).await?;
             if during > 2.0 * before {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Backup { sessions, directory } => {
+            let cost = soak::backup(&directory, sessions).await?;
+            if cost.p99_during_ms > 2.0 * cost.p99_before_ms || cost.restore_s > 60.0 {
                 return Ok(ExitCode::FAILURE);
             }
         }

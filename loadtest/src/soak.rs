@@ -76,6 +76,8 @@ async fn verify(cluster: &Cluster) -> anyhow::Result<bool> {
 
 /// Bytes of one session's input: inline values may have 256 KiB.
 const INPUT_BYTES: usize = 200 << 10;
+/// How long writes are measured before anything happens.
+const QUIET: Duration = Duration::from_secs(20);
 /// Writes a second, as a service in its usual day has them: the machine is not saturated.
 const RATE: u64 = 200;
 
@@ -89,30 +91,97 @@ pub(crate) async fn intake(directory: &Path, mib: usize) -> anyhow::Result<(f64,
     applied.error_for_status()?;
     let urls: Arc<[String]> = cluster.urls().into();
     fill(&http, &urls, (mib << 20) / INPUT_BYTES).await?;
-    let quiet = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
-    let writes = tokio::spawn(write(http.clone(), Arc::clone(&urls), Arc::clone(&quiet)));
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    writes.abort();
-    let busy = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
-    let writes = tokio::spawn(write(http, Arc::clone(&urls), Arc::clone(&busy)));
+    let quiet = Writes::begin(&http, &urls)?;
+    tokio::time::sleep(QUIET).await;
+    let (before, counted) = quiet.end()?;
+    let busy = Writes::begin(&http, &urls)?;
     let began = Instant::now();
     cluster.add().await?;
     cluster.until_whole().await?;
     let took = began.elapsed();
-    writes.abort();
-    let p99 = |of: &Mutex<Histogram<u64>>| -> anyhow::Result<(f64, u64)> {
-        let of = of.lock().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of a call")]
-        let p99 = of.value_at_quantile(0.99) as f64 / 1000.0;
-        Ok((p99, of.len()))
-    };
-    let ((before, counted), (during, counted_during)) = (p99(&quiet)?, p99(&busy)?);
+    let (during, counted_during) = busy.end()?;
     line(format!(
         "a new node took in {mib} MiB in {:.1} s; p99 of {RATE} writes a second: {before:.2} ms of {counted} before, \
          {during:.2} ms of {counted_during} meanwhile",
         took.as_secs_f64()
     ));
     Ok((before, during))
+}
+
+/// What a backup of so many sessions and its restore cost.
+pub(crate) struct BackupCost {
+    pub(crate) p99_before_ms: f64,
+    pub(crate) p99_during_ms: f64,
+    pub(crate) restore_s: f64,
+}
+
+/// Backs up three nodes with so many sessions under writes, loses them, and restores one.
+pub(crate) async fn backup(directory: &Path, sessions: u64) -> anyhow::Result<BackupCost> {
+    let loaded = Arc::new(Loaded::start(directory, 3).await?);
+    let filling = Instant::now();
+    loaded.fill(CLIENTS, sessions).await?;
+    line(format!("{sessions} sessions in {:.0} s", filling.elapsed().as_secs_f64()));
+    let (http, urls) = (reqwest::Client::new(), Arc::<[String]>::from(loaded.cluster.urls()));
+    let temp = tempfile::tempdir_in(directory)?;
+    let store = temp.path().join("store").display().to_string();
+    let quiet = Writes::begin(&http, &urls)?;
+    tokio::time::sleep(QUIET).await;
+    let (p99_before_ms, _) = quiet.end()?;
+    let busy = Writes::begin(&http, &urls)?;
+    let began = Instant::now();
+    run(&["backup", "create", "--to", &store, "--url", &urls[0]]).await?;
+    let first = began.elapsed();
+    let (p99_during_ms, counted) = busy.end()?;
+    let began = Instant::now();
+    run(&["backup", "create", "--to", &store, "--url", &urls[0]]).await?;
+    let second = began.elapsed();
+    drop(Arc::into_inner(loaded).context("the load still runs")?);
+    let data = temp.path().join("new/node-0/data");
+    let began = Instant::now();
+    run(&["backup", "restore", "--from", &store, "--data-dir", &data.display().to_string()]).await?;
+    let restored = began.elapsed();
+    let cluster = Cluster::start(&temp.path().join("new"), 1, CONFIG).await?;
+    start(&http, &cluster.url(0), &json!(0)).await?;
+    let restore_s = began.elapsed().as_secs_f64();
+    line(format!(
+        "backup of {sessions} sessions in {:.1} s, another in {:.1} s; p99 of {RATE} writes a second {p99_before_ms:.2} ms \
+         before, {p99_during_ms:.2} ms of {counted} meanwhile; restored in {:.1} s, first commit after {restore_s:.1} s",
+        first.as_secs_f64(),
+        second.as_secs_f64(),
+        restored.as_secs_f64()
+    ));
+    Ok(BackupCost { p99_before_ms, p99_during_ms, restore_s })
+}
+
+async fn run(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = tokio::process::Command::new(testkit::binary()?).args(arguments).output().await?;
+    if !output.status.success() {
+        bail!("{}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+/// Writes at a fixed rate, whatever the answers take: the time of each counts from when it was due.
+struct Writes {
+    took: Arc<Mutex<Histogram<u64>>>,
+    writing: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Writes {
+    fn begin(http: &reqwest::Client, urls: &Arc<[String]>) -> anyhow::Result<Self> {
+        let took = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
+        let writing = tokio::spawn(write(http.clone(), Arc::clone(urls), Arc::clone(&took)));
+        Ok(Self { took, writing })
+    }
+
+    /// The p99 in milliseconds, and of how many.
+    fn end(self) -> anyhow::Result<(f64, u64)> {
+        self.writing.abort();
+        let took = self.took.lock().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of a call")]
+        let p99 = took.value_at_quantile(0.99) as f64 / 1000.0;
+        Ok((p99, took.len()))
+    }
 }
 
 async fn fill(http: &reqwest::Client, urls: &Arc<[String]>, sessions: usize) -> anyhow::Result<()> {
@@ -146,7 +215,6 @@ async fn start(http: &reqwest::Client, url: &str, input: &Value) -> anyhow::Resu
     Ok(())
 }
 
-/// Writes at a fixed rate, whatever the answers take: the time of each counts from when it was due.
 async fn write(
     http: reqwest::Client,
     urls: Arc<[String]>,

@@ -125,6 +125,11 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         verdict.lines.push(format!("NOT RUN, as this machine does not allow it: {not_run:?}"));
     }
     let report = judge::report(&load, options, &watched, &mut verdict);
+    if !verdict.passed() {
+        // Disks of a run are in its memory: what is on them is kept beside them.
+        drop(cluster);
+        site.lock().keep_disks(temp.path())?;
+    }
     Ok(Run { verdict: keep_if_failed(verdict, temp), report })
 }
 

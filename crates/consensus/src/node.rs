@@ -160,7 +160,7 @@ impl Node {
             draining: watch::Sender::new(false),
             stopped: stopped.clone(),
             asked: RwLock::default(),
-            starts: Starts::default(),
+            starts: Starts::open(options.path.join("met")),
             intake: Pace::new(options.intake_bytes_per_second),
             clock: Arc::clone(&clock),
         });
@@ -420,8 +420,8 @@ impl Drop for Node {
         }
         // The service holds groups, and they hold the databases.
         self.service.groups.write().clear();
-        // Nothing may use the databases when the process ends: what they share is gone then. A runtime can not be waited
-        // for inside another.
+        // Nothing may use the databases when the process ends: what they share is gone then. A runtime can not be
+        // waited for inside another.
         if let Some(runtime) = self.runtime.take() {
             let ended = std::thread::spawn(move || runtime.shutdown_timeout(SHUTDOWN_TIMEOUT)).join();
             if ended.is_err() {
@@ -459,9 +459,11 @@ fn raft_config() -> Config {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 1_000,
         purge_batch_size: 1_024,
-        // A restarted leader may have a stale state: it must win an election, and apply its log, first.
-        allow_log_reversion: Some(false),
+        // Whoever lost its disk is not listened to under its old id. Should one get by, it is given what it lacks:
+        // the leader must not give up over it.
+        allow_log_reversion: Some(true),
         enable_pre_vote: Some(true),
+        // A restarted leader may have a stale state: it must win an election, and apply its log, first.
         enable_leader_restore: Some(false),
         // At least the lease and an election: an old leader's heartbeats must not block a connected quorum for ever.
         quorum_loss_probe_interval: Some(1_500),

@@ -476,7 +476,12 @@ impl Cluster {
     }
 }
 
-fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Copies a directory with all that is in it to where nothing is.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

@@ -3,7 +3,7 @@
 //! node has a number, kept in its directory, and a random mark, and who is asked listens to one start of a node only:
 //! the latest, and never to another while that one is still connected.
 
-use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, fs::File, io::Write as _, path::PathBuf, str::FromStr, sync::Arc};
 
 use ids::NodeId;
 use parking_lot::Mutex;
@@ -35,10 +35,12 @@ impl FromStr for Start {
     }
 }
 
-/// The starts of its peers that a node has met since its own. Cheap to clone.
+/// The latest starts of its peers that a node has met, also before its own start. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Starts {
-    latest: Arc<Mutex<HashMap<NodeId, Latest>>>,
+    latest: Arc<Mutex<BTreeMap<NodeId, Latest>>>,
+    /// Where they are kept.
+    file: Arc<Option<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -48,10 +50,41 @@ struct Latest {
 }
 
 impl Starts {
+    /// Those that are kept in a file. What can not be read is as if it were not there, and is said.
+    pub(crate) fn open(file: PathBuf) -> Self {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let mut latest = BTreeMap::new();
+        for line in text.lines() {
+            let met = line.split_once(' ').and_then(|(node, start)| {
+                Some((NodeId(node.parse().ok()?), Latest { start: start.parse().ok()?, connections: 0 }))
+            });
+            match met {
+                Some((node, start)) => drop(latest.insert(node, start)),
+                None => tracing::warn!(line, file = %file.display(), "not a start of a node"),
+            }
+        }
+        Self { latest: Arc::new(Mutex::new(latest)), file: Arc::new(Some(file)) }
+    }
+
+    /// Keeps what was met. Once for every start of a peer.
+    fn keep(&self, latest: &BTreeMap<NodeId, Latest>) {
+        let Some(file) = self.file.as_ref() else { return };
+        let text: String = latest.iter().map(|(node, of)| format!("{node} {}\n", of.start)).collect();
+        let fresh = file.with_extension("new");
+        let written = File::create(&fresh)
+            .and_then(|mut out| out.write_all(text.as_bytes()).and_then(|()| out.sync_all()))
+            .and_then(|()| std::fs::rename(&fresh, file));
+        if let Err(error) = written {
+            tracing::warn!(%error, file = %file.display(), "the starts of peers are known until this node ends");
+        }
+    }
+
     /// Someone speaks for a node: listened to until what this returns is dropped, or refused.
     pub(crate) fn meet(&self, node: NodeId, start: Start) -> Result<Met, Status> {
         let mut latest = self.latest.lock();
+        let is_new = !latest.contains_key(&node);
         let known = latest.entry(node).or_insert(Latest { start, connections: 0 });
+        let mut is_later = false;
         if known.start != start && !mutants::is_on(Mutant::ReuseNodeId) {
             if known.connections > 0 {
                 return Err(Status::already_exists(format!(
@@ -68,8 +101,12 @@ impl Starts {
                 )));
             }
             known.start = start;
+            is_later = true;
         }
         known.connections += 1;
+        if is_new || is_later {
+            self.keep(&latest);
+        }
         Ok(Met { starts: self.clone(), node })
     }
 }
@@ -97,7 +134,9 @@ mod tests {
 
     #[test]
     fn one_start_of_a_node_is_listened_to() {
-        let (starts, node) = (Starts::default(), NodeId(7));
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("met");
+        let (starts, node) = (Starts::open(file.clone()), NodeId(7));
         let start = |count, mark| Start { count, mark };
         assert_eq!("3-00000000000000ff".parse::<Start>().unwrap(), start(3, 255));
         assert_eq!(start(3, 255).to_string().parse::<Start>().unwrap(), start(3, 255));
@@ -115,5 +154,10 @@ mod tests {
         drop(starts.meet(node, start(4, 2)).unwrap());
         assert!(starts.meet(node, start(3, 1)).is_err());
         assert!(starts.meet(NodeId(8), start(1, 1)).is_ok());
+        // Also by a node that was started again since.
+        let starts = Starts::open(file);
+        assert!(starts.meet(node, start(4, 3)).is_err());
+        assert!(starts.meet(node, start(4, 2)).is_ok());
+        assert!(starts.meet(NodeId(8), start(2, 5)).is_ok());
     }
 }

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs the `sh` blocks of a page, in order and as one script, in an empty directory; stops at the first that fails.
+# Needs `orchestra` in PATH.
+set -euo pipefail
+page=$(realpath "$1")
+directory=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$directory"' EXIT
+cd "$directory"
+awk '/^```sh$/ { inside = 1; next } /^```/ { inside = 0 } inside' "$page" > blocks.sh
+[ -s blocks.sh ] || { echo "error: $page has no \`\`\`sh blocks" >&2; exit 1; }
+timeout 300 bash -euo pipefail blocks.sh
+echo "$(basename "$page"): every block ran"
