@@ -48,7 +48,9 @@ pub struct Options {
 /// The configuration of a node that asks vendors at these URLs, in this order.
 #[must_use]
 pub fn node_config(vendors: &[String], first_token_timeout_ms: u64) -> String {
-    let mut config = String::from("[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n");
+    let mut config = String::from(
+        "[log]\nlevel = \"warn,consensus::net::service=info\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\nflush_seconds = 1\nlog_entries_kept = 20\n",
+    );
     let links: Vec<String> = (0..vendors.len()).map(|vendor| format!("\"v{vendor}/m\"")).collect();
     config.push_str(&format!("[roles]\ndefault = [{}]\n", links.join(", ")));
     for (vendor, url) in vendors.iter().enumerate() {

@@ -52,6 +52,8 @@ pub struct Report {
     pub during_faults: f64,
     /// How often a shard had another leader than before.
     pub leaders_moved: u64,
+    /// How often a node took in the state of a shard.
+    pub snapshots: u64,
     /// What was done.
     pub faults: Vec<Injected>,
     /// Second by second.

@@ -74,6 +74,7 @@ impl Local {
             tls: None,
             join: vec![],
             flush_interval: Duration::from_secs(30),
+            log_entries_kept: 1_000,
             intake_bytes_per_second: 1 << 30,
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,

@@ -28,7 +28,13 @@ const OPERATIONS_MIN: u64 = 10_000;
 const DURING_FAULTS_MIN: f64 = 0.2;
 
 /// The run in numbers. A run whose faults had no effect, or hit nobody, proves nothing: that is a violation as well.
-pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict: &mut Verdict) -> Report {
+pub(super) fn report(
+    cluster: &Cluster,
+    load: &Load,
+    options: &Options,
+    watched: &Watched,
+    verdict: &mut Verdict,
+) -> Report {
     let (operations, faults) = (load.history.operations(), load.notes());
     let during_faults = report::share_during(&operations, &faults);
     let count = operations.len() as u64;
@@ -41,6 +47,10 @@ pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict:
     if leaders_moved == 0 {
         proves_little.push("no leader moved".to_owned());
     }
+    let snapshots = cluster.count_in_logs("the snapshot is installed") as u64;
+    if options.seconds >= LONG_RUN && snapshots == 0 {
+        proves_little.push("no node took in a state".to_owned());
+    }
     if during_faults < DURING_FAULTS_MIN {
         proves_little.push(format!("{:.0} % of the operations were during faults", 100.0 * during_faults));
     }
@@ -48,7 +58,7 @@ pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict:
         proves_little.push(format!("{count} operations; {OPERATIONS_MIN} are needed"));
     }
     verdict.lines.push(format!(
-        "leaders moved {leaders_moved}, {:.0} % of the operations during faults",
+        "leaders moved {leaders_moved}, states taken in {snapshots}, {:.0} % of the operations during faults",
         100.0 * during_faults
     ));
     verdict.violations.extend(proves_little);
@@ -63,6 +73,7 @@ pub(super) fn report(load: &Load, options: &Options, watched: &Watched, verdict:
         operations: count,
         during_faults,
         leaders_moved,
+        snapshots,
         faults,
         series: report::series(&operations),
     }

@@ -124,7 +124,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
     if !not_run.is_empty() {
         verdict.lines.push(format!("NOT RUN, as this machine does not allow it: {not_run:?}"));
     }
-    let report = judge::report(&load, options, &watched, &mut verdict);
+    let report = judge::report(&cluster, &load, options, &watched, &mut verdict);
     if !verdict.passed() {
         // Disks of a run are in its memory: what is on them is kept beside them.
         drop(cluster);

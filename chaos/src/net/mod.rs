@@ -7,6 +7,7 @@ mod switch;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::Context as _;
@@ -31,6 +32,8 @@ pub(crate) const CONFIG: &str =
 /// The network of a run.
 pub(crate) struct Network {
     run: u32,
+    /// Which network of this process it is: the devices of one before it may still be there.
+    number: u32,
     /// The third byte of all addresses.
     subnet: u8,
     switch: Switch,
@@ -44,16 +47,23 @@ impl Network {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
             return Ok(None);
         }
-        let run = std::process::id();
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (run, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed) % 36);
         namespace::remove_stale()?;
-        let subnet = namespace::free_subnet(run)?;
+        let subnet = namespace::free_subnet(run + number)?;
         let token = format!("chaos-{:032x}", rand::random::<u128>());
-        let mut network = Self { run, subnet, switch: Switch::new(seed), namespaces: Vec::new(), token };
-        let name = format!("orc{run:x}h");
+        let mut network =
+            Self { run, number, subnet, switch: Switch::new(seed), namespaces: Vec::new(), token };
+        let name = network.device_name('h');
         let device = network.device(&name)?;
         namespace::address(None, &name, network.address(HERE), MTU)?;
         network.switch.plug(HERE, device);
         Ok(Some(network))
+    }
+
+    /// The beginning of the names of its devices: 15 characters are all there is.
+    fn device_name(&self, kind: char) -> String {
+        format!("o{:x}{}{kind}", self.run, char::from_digit(self.number, 36).unwrap_or('z'))
     }
 
     fn device(&self, name: &str) -> anyhow::Result<tun_rs::AsyncDevice> {
@@ -91,8 +101,8 @@ impl Network {
     /// A place for a node.
     pub(crate) fn place(&mut self, number: usize) -> anyhow::Result<Place> {
         let host = Self::host(number);
-        let name = format!("orc{:x}n{number}", self.run);
-        let namespace = Namespace::new(&format!("orchestra-{}-{number}", self.run))?;
+        let name = format!("{}{number}", self.device_name('n'));
+        let namespace = Namespace::new(&format!("orchestra-{}-{}-{number}", self.run, self.number))?;
         let device = self.device(&name)?;
         namespace.take(&name)?;
         let address = self.address(host);

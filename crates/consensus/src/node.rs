@@ -53,6 +53,9 @@ pub struct NodeOptions {
     pub free_bytes_min: u64,
     /// How often the state is made durable and the log shortened; sooner once 64 MiB wait.
     pub flush_interval: Duration,
+    /// Entries of a shard's log that are kept, once they are in the flushed state, for nodes that are behind: one
+    /// that is further behind takes in the state instead.
+    pub log_entries_kept: u64,
     /// Bytes a second of others' states that it takes in.
     pub intake_bytes_per_second: u64,
     /// Bytes of the state's blocks kept in memory.
@@ -230,8 +233,10 @@ impl Node {
         let (clock, member, machine_of_raft) = (Arc::clone(clock), options.member.clone(), machine.clone());
         let (follow, network) = (leadership.clone(), Network { shard, links: links.clone() });
         let links_of_follow = links.clone();
+        let log_entries_kept = options.log_entries_kept;
         let start = async move {
-            let config = Arc::new(raft_config().validate().map_err(|error| error.to_string())?);
+            let config =
+                Arc::new(raft_config(log_entries_kept).validate().map_err(|error| error.to_string())?);
             let raft = Raft::new(node.0, config, network, log_store, machine_of_raft)
                 .await
                 .map_err(|error| error.to_string())?;
@@ -447,7 +452,7 @@ impl Group {
 }
 
 /// openraft's defaults that are wrong for many shards, or dangerous, are set here.
-fn raft_config() -> Config {
+fn raft_config(log_entries_kept: u64) -> Config {
     Config {
         cluster_name: "orchestra".into(),
         heartbeat_interval: 100,
@@ -457,7 +462,7 @@ fn raft_config() -> Config {
         install_snapshot_timeout: 10_000,
         max_payload_entries: 256,
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 1_000,
+        max_in_snapshot_log_to_keep: log_entries_kept,
         purge_batch_size: 1_024,
         // Whoever lost its disk is not listened to under its old id. Should one get by, it is given what it lacks:
         // the leader must not give up over it.

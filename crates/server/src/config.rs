@@ -63,6 +63,8 @@ pub struct Node {
     pub disk_free_min_mib: u64,
     /// Seconds between two times that the state is made durable and the log shortened; sooner once 64 MiB wait.
     pub flush_seconds: u64,
+    /// Entries of a shard's log that are kept for nodes that are behind. One that is further behind takes in the state.
+    pub log_entries_kept: u64,
     /// MiB a second that the node takes in while others bring it up to date, so that they have time for their clients.
     pub intake_mib_per_second: u64,
     /// MiB of stored blocks kept in memory.
@@ -90,6 +92,7 @@ impl Default for Node {
             insecure: false,
             disk_free_min_mib: 64,
             flush_seconds: 30,
+            log_entries_kept: 1_000,
             intake_mib_per_second: 32,
             block_cache_mib: 64,
             drain_seconds: 300,

@@ -355,6 +355,7 @@ fn node_options(
         join: config.node.join.clone(),
         free_bytes_min: config.node.disk_free_min_mib << 20,
         flush_interval: Duration::from_secs(config.node.flush_seconds),
+        log_entries_kept: config.node.log_entries_kept,
         intake_bytes_per_second: config.node.intake_mib_per_second << 20,
         block_cache_bytes: config.node.block_cache_mib << 20,
     }

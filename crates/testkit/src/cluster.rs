@@ -463,6 +463,16 @@ impl Cluster {
         writes.await.with_context(|| self.log_tails())
     }
 
+    /// How often a text is in the logs of all nodes that there ever were.
+    #[must_use]
+    pub fn count_in_logs(&self, text: &str) -> usize {
+        let count = |slot: &Slot| {
+            let log = std::fs::read_to_string(slot.spec.directory.join("log")).unwrap_or_default();
+            log.matches(text).count()
+        };
+        self.nodes.iter().map(count).sum()
+    }
+
     /// The ends of all logs.
     #[must_use]
     pub fn log_tails(&self) -> String {
