@@ -23,6 +23,11 @@ pub struct Verified {
 impl Manifest {
     async fn fetch(&self, store: &Store, to: &Path) -> Result<(), Error> {
         for file in &self.files {
+            // A manifest is read from a store that others may write to: a name in it must not lead elsewhere.
+            if Path::new(&file.name).file_name() != Some(file.name.as_ref()) {
+                let reason = format!("it names {:?}, which is not the name of a file", file.name);
+                return Err(Error::Damaged { path: format!("the manifest of backup {}", self.id), reason });
+            }
             store.fetch(file, &to.join(&file.name)).await?;
         }
         Ok(())

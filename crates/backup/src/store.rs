@@ -1,6 +1,11 @@
 //! A directory or an object store, and what of backups is in it.
 
-use std::{collections::HashMap, fmt::Write as _, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
@@ -127,11 +132,18 @@ impl Store {
         }
     }
 
-    /// The shared files that backups here have, with their checksums, by path and length.
+    /// The shared files that backups here have, and that are there, with their checksums, by path and length.
     pub(crate) async fn known_files(&self) -> Result<HashMap<(String, u64), String>, Error> {
         let manifests = self.manifests().await?;
         let files = manifests.into_iter().flat_map(|manifest| manifest.files).filter(|file| file.shared);
-        Ok(files.map(|file| ((file.path, file.bytes), file.sha256)).collect())
+        let there: HashSet<(String, u64)> = self
+            .inner
+            .list(Some(&Key::from("files")))
+            .map_ok(|of| (of.location.to_string(), of.size))
+            .try_collect()
+            .await?;
+        let known = files.map(|file| ((file.path, file.bytes), file.sha256));
+        Ok(known.filter(|(at, _)| there.contains(at)).collect())
     }
 
     pub(crate) async fn write_manifest(&self, manifest: &Manifest) -> Result<(), Error> {

@@ -22,6 +22,35 @@ fn backup(cluster: &Cluster, store: &Path, more: &[&str]) -> Value {
     serde_json::from_str(&said).unwrap()
 }
 
+/// A damaged table is found and named, a lost one is copied again, and a manifest leads nowhere else.
+fn damage_is_found(cluster: &Cluster, store: &Path) {
+    let table = std::fs::read_dir(store.join("files"))
+        .unwrap()
+        .flat_map(|of| std::fs::read_dir(of.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .next()
+        .unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert!(code != 0 && said.contains("is damaged") && said.contains(".sst"), "{said}");
+    // A table that is gone from the store is copied again, and not only named.
+    std::fs::remove_file(&table).unwrap();
+    backup(cluster, store, &[]);
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    // A manifest that names a file elsewhere writes nothing there.
+    let newest =
+        std::fs::read_dir(store.join("backups")).unwrap().map(|of| of.unwrap().path()).max().unwrap();
+    let manifest = newest.join("manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, text.replace("\"name\": \"CURRENT\"", "\"name\": \"../../escaped\"")).unwrap();
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert!(code != 0 && said.contains("is not the name of a file"), "{said}");
+}
+
 /// A step that is done, and one that waits: what is restored goes on.
 const WORK: &str = "name: w\nsteps:\n  - {id: first, value: 'input.n'}\n  - {id: gate, wait: {signal: go}}\n  \
      - {id: last, value: 'steps.gate.output'}\n";
@@ -117,18 +146,7 @@ async fn a_cluster_that_is_lost_comes_back_from_its_backup_in_another_size() {
     assert_eq!(third["deleted"], json!(ids));
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
     assert_eq!(code, 0, "{said}");
-    let table = std::fs::read_dir(store.join("files"))
-        .unwrap()
-        .flat_map(|of| std::fs::read_dir(of.unwrap().path()).unwrap())
-        .map(|file| file.unwrap().path())
-        .next()
-        .unwrap();
-    let mut bytes = std::fs::read(&table).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&table, bytes).unwrap();
-    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
-    assert!(code != 0 && said.contains("is damaged") && said.contains(".sst"), "{said}");
+    damage_is_found(&cluster, &store);
 }
 
 #[tokio::test(flavor = "multi_thread")]
