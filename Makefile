@@ -23,12 +23,16 @@ demo: build ## Runs the main job on a small project, with a kill -9 in the middl
 cluster: build ## Three nodes on this machine, and what to try: kill one, watch the others.
 	$(TARGET)/debug/orchestra dev --nodes 3
 
-test: build ## Runs every test.
+test: setup ## Runs every test.
 	@deploy/dev/setup.sh testing
+	@deploy/dev/previous.sh
+	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
 
-docs-test: build ## Runs the commands of docs/operations.md, in an empty directory.
-	PATH="$(abspath $(TARGET))/debug:$$PATH" docs/run-blocks.sh docs/operations.md
+docs-test: setup ## Runs the commands of docs/operations.md, in an empty directory.
+	@deploy/dev/previous.sh
+	cargo build --locked --workspace --bins
+	PATH="$(abspath $(TARGET))/debug:$(abspath $(TARGET))/previous:$$PATH" docs/run-blocks.sh docs/operations.md
 
 lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.
 	@deploy/dev/setup.sh cargo-deny

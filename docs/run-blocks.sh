@@ -4,9 +4,11 @@
 set -euo pipefail
 page=$(realpath "$1")
 directory=$(mktemp -d)
-trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$directory"' EXIT
+trap 'rm -rf "$directory"' EXIT
 cd "$directory"
-awk '/^```sh$/ { inside = 1; next } /^```/ { inside = 0 } inside' "$page" > blocks.sh
-[ -s blocks.sh ] || { echo "error: $page has no \`\`\`sh blocks" >&2; exit 1; }
+# What the blocks start ends with them, however they end.
+echo "trap 'kill \$(jobs -p) 2> /dev/null || true' EXIT" > blocks.sh
+awk '/^```sh$/ { inside = 1; next } /^```/ { inside = 0 } inside' "$page" >> blocks.sh
+[ "$(wc -l < blocks.sh)" -gt 1 ] || { echo "error: $page has no \`\`\`sh blocks" >&2; exit 1; }
 timeout 300 bash -euo pipefail blocks.sh
 echo "$(basename "$page"): every block ran"

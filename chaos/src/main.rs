@@ -33,7 +33,7 @@ enum Command {
     },
     /// One run of a scenario: verdict, report and picture.
     Run {
-        /// all, nodes, network, disks, clocks, or a TOML file.
+        /// all, nodes, network, disks, clocks, upgrade, or a TOML file.
         scenario: String,
         /// Chooses the faults and their moments.
         #[arg(long, default_value_t = 1)]
@@ -50,7 +50,7 @@ enum Command {
     },
     /// Many runs: seeds against sizes of clusters, with a page about all.
     Suite {
-        /// all, nodes, network, disks, clocks, or a TOML file.
+        /// all, nodes, network, disks, clocks, upgrade, or a TOML file.
         #[arg(long, default_value = "all")]
         scenario: String,
         /// The seeds, as first..last.

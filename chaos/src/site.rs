@@ -18,6 +18,7 @@ pub(crate) struct Needs {
     pub(crate) network: bool,
     pub(crate) disks: bool,
     pub(crate) clocks: bool,
+    pub(crate) releases: bool,
 }
 
 /// A build that breaks a promise on purpose.
@@ -36,6 +37,8 @@ pub(crate) struct Site {
     /// The files that say how wrong the clocks of nodes are; `None` where clocks are left alone.
     clocks: Option<BTreeMap<usize, PathBuf>>,
     mutant: Option<Mutant>,
+    /// The release before, if the cluster begins with it.
+    pub(crate) previous: Option<PathBuf>,
     seed: u64,
 }
 
@@ -50,6 +53,7 @@ impl Site {
             disks: (needs.disks && can_mount()?).then(BTreeMap::new),
             clocks: (needs.clocks && testkit::wrong_clock("+0").is_some()).then(BTreeMap::new),
             mutant,
+            previous: needs.releases.then(testkit::previous_binary).flatten(),
             seed,
         })
     }
@@ -106,6 +110,7 @@ impl Hosts for Shared {
             Some(network) => network.place(number)?,
             None => Loopback.place(number, directory)?,
         };
+        place.program.clone_from(&site.previous);
         if let Some(mutant) = &site.mutant {
             place.program = Some(mutant.program.clone());
             place.env.push(("ORCHESTRA_MUTANT".into(), mutant.name.clone()));

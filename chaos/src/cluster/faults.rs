@@ -12,7 +12,7 @@ use serde::Deserialize;
 use testkit::Cluster;
 use tokio::time::Instant;
 
-use super::{Options, disk, load::Load, network};
+use super::{Options, disk, load::Load, network, releases::Releases};
 use crate::site::Shared;
 
 /// Shards of the clusters under test.
@@ -69,6 +69,9 @@ pub enum Fault {
     SlowDisk,
     /// The wall clock of a node jumps by 10 s to 2 h, forth or back, and later back again.
     ClockJump,
+    /// SIGTERM a node, and start it with the other release: the one before this one, with which all begin, or this one.
+    /// In the end all run this one, and its feature level is finalized.
+    OtherRelease,
 }
 
 impl Fault {
@@ -95,6 +98,7 @@ pub(super) async fn inject(
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
     let until = Instant::now() + Duration::from_secs(options.seconds);
+    let mut releases = site.lock().previous.clone().map(Releases::new);
     let (kinds, (least, most)) = (&options.scenario.faults, options.scenario.rest_ms);
     for number in 0.. {
         if number >= options.faults && Instant::now() >= until {
@@ -107,10 +111,18 @@ pub(super) async fn inject(
         };
         rest(&mut random, least..most).await;
         let from = load.history.now();
-        let injected = inject_one(cluster, fault, &mut random, load, site).await;
+        let injected = match (&mut releases, fault) {
+            (Some(releases), Fault::OtherRelease) => releases.switch(cluster, &mut random, load).await,
+            _ => inject_one(cluster, fault, &mut random, load, site).await,
+        };
         load.note(fault, from);
         injected.with_context(|| format!("{fault:?}, the fault number {}", number + 1))?;
         *fired.entry(fault).or_insert(0) += 1;
+    }
+    if let Some(releases) = releases {
+        let from = load.history.now();
+        releases.finalize(cluster, load).await.context("the end of the upgrade")?;
+        load.note(Fault::OtherRelease, from);
     }
     Ok(fired)
 }

@@ -19,6 +19,8 @@ use crate::{
 
 /// How long everything that was acknowledged may take to end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Reasons that are told.
+const REASONS: usize = 4;
 /// Sessions that are looked at together.
 const CHECKS_AT_ONCE: usize = 8;
 /// A run of this many seconds or more has so many operations, or proves little.
@@ -139,6 +141,7 @@ pub(super) async fn judge_clients(urls: &[String], load: &Load) -> anyhow::Resul
         format!("registers {}, each linearizable and the same on every node", load.registers.len()),
         format!("sessions acknowledged {}, finished {finished}", acknowledged.len()),
     ];
+    lines.extend(most_frequent_refusals(&operations));
     match load.verify(&urls[0]).await {
         Ok(verified) if verified["equal"] == true => {
             lines.push("all replicas equal, every row read".to_owned());
@@ -147,6 +150,25 @@ pub(super) async fn judge_clients(urls: &[String], load: &Load) -> anyhow::Resul
         Err(error) => violations.push(format!("the replicas could not be compared: {error:#}")),
     }
     Ok(Verdict { lines, violations, kept: None })
+}
+
+/// Why operations did not come to pass, the most frequent first.
+fn most_frequent_refusals(operations: &[Operation]) -> Vec<String> {
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for of in operations {
+        match &of.fate {
+            Fate::Ok(_) => {}
+            Fate::Failed(why) => *counts.entry(("failed", why.as_str())).or_default() += 1,
+            Fate::Unknown(why) => *counts.entry(("unknown", why.as_str())).or_default() += 1,
+        }
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let line = |((fate, why), count): &((&str, &str), usize)| {
+        let why: String = why.chars().take(160).collect();
+        format!("  {fate} {count} times: {why}")
+    };
+    counts.iter().take(REASONS).map(line).collect()
 }
 
 async fn check_registers(

@@ -9,6 +9,7 @@ mod faults;
 mod judge;
 mod load;
 mod network;
+mod releases;
 mod watch;
 
 use std::{
@@ -75,10 +76,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         network: wants(Fault::is_of_network),
         disks: wants(Fault::is_of_disk),
         clocks: wants(|kind| kind == Fault::ClockJump),
+        releases: wants(|kind| kind == Fault::OtherRelease),
     };
     let site = Site::prepare(needs, options.seed, options.mutant.clone())?;
     let possible = |kind: &Fault| match kind {
         Fault::ClockJump => site.has_clocks(),
+        Fault::OtherRelease => site.previous.is_some(),
         kind if kind.is_of_network() => site.network.is_some(),
         kind if kind.is_of_disk() => site.disks.is_some(),
         _ => true,
@@ -87,7 +90,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         options.scenario.faults.iter().copied().partition(possible);
     anyhow::ensure!(
         not_run.is_empty() || std::env::var_os("CI").is_none(),
-        "CI must be able to run {not_run:?}: it needs root, /dev/net/tun, /dev/fuse and libfaketime"
+        "CI must be able to run {not_run:?}: it needs root, /dev/net/tun, /dev/fuse, libfaketime \
+         and the release before this one"
     );
     anyhow::ensure!(!kinds.is_empty(), "this machine allows no fault of the scenario: {not_run:?}");
     let mut options = options.clone();

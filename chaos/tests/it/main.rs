@@ -33,6 +33,11 @@ async fn three_nodes_survive_every_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_can_be_taken_back_until_it_is_finalized() {
+    cluster_survives(9, 3, Scenario::load("upgrade").unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn five_nodes_survive_kills_and_partitions() {
     let faults =
         vec![Fault::KillLeader, Fault::IsolateLeader, Fault::Bridge, Fault::PauseLeader, Fault::Drain];

@@ -12,7 +12,9 @@ use std::{
 
 use ids::{NodeId, Position, ShardId};
 use machine::{Command, MACHINE_VERSION, Outcome, Read as _, Refusal};
-use openraft::{errors::ClientWriteError, impls::ProgressResponder};
+use openraft::{
+    async_runtime::watch::WatchReceiver as _, errors::ClientWriteError, impls::ProgressResponder,
+};
 use proto::record::Entry;
 use storage::StateDb;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -39,6 +41,13 @@ pub(crate) struct Proposal {
     pub(crate) command: Command,
     pub(crate) bytes: usize,
     pub(crate) reply: Reply,
+}
+
+impl Proposal {
+    fn for_nobody(command: Command) -> Self {
+        let (reply, _) = oneshot::channel();
+        Self { bytes: proto::record::command_len(&command), command, reply }
+    }
 }
 
 type Reply = oneshot::Sender<Result<(Outcome, u64), ProposeError>>;
@@ -155,6 +164,11 @@ impl Batcher {
         uncertain: Arc<AtomicBool>,
     ) -> Result<(), ()> {
         let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let is_new = term.position == Position::default();
+        if is_new && self.raft.metrics().borrow_watched().membership_config.voter_ids().count() == 1 {
+            // A cluster that begins here: the newest rules are in force from its first entry on.
+            carried.push_front(Proposal::for_nobody(Command::Finalize { machine_version: MACHINE_VERSION }));
+        }
         while let Some(proposal) = carried.front() {
             if !commands.is_empty() && bytes + proposal.bytes > ENTRY_BYTES_MAX {
                 break;

@@ -1,6 +1,6 @@
 //! Every node greets every other one all the time. So each keeps a connection to each, which is how a second process
 //! with the same id is told from the first ([`crate::net`]); a node that was taken out while it was away learns it; and
-//! clocks are compared.
+//! clocks are compared, and what each runs is known.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use ids::{NodeId, ShardId};
 use parking_lot::Mutex;
 use proto::peer::{Empty, request, response};
 
-use crate::{ClusterClock, Group, net::Links};
+use crate::{ClusterClock, Group, Release, net::Links, versions::Releases};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,6 +26,7 @@ pub(crate) async fn greet(
     groups: BTreeMap<ShardId, Group>,
     links: Links,
     standing: Standing,
+    releases: Releases,
     clock: Arc<ClusterClock>,
 ) {
     let me = links.me().node;
@@ -37,7 +38,7 @@ pub(crate) async fn greet(
         was_member = was_member || nodes.contains(&me);
         let count = nodes.len();
         let greetings = nodes.into_iter().filter(|node| *node != me).map(|node| {
-            let (links, clock) = (links.clone(), &clock);
+            let (links, clock, releases) = (links.clone(), &clock, &releases);
             async move {
                 let asked = clock.machine_wall();
                 match links.control(node, ShardId(0), request::Body::Greet(Empty {}), TIMEOUT).await {
@@ -45,6 +46,7 @@ pub(crate) async fn greet(
                         // The answer was given between question and now: in the middle, as far as one can tell.
                         let middle = u64::midpoint(asked.0, clock.machine_wall().0);
                         let ahead = i128::from(greeted.wall_micros) - i128::from(middle);
+                        releases.lock().insert(node, Release::of(&greeted));
                         Some((greeted.member, i64::try_from(ahead).unwrap_or_default()))
                     }
                     _ => None,

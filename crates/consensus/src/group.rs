@@ -256,6 +256,12 @@ impl Group {
         }
     }
 
+    /// Whether this replica counts in the quorum.
+    pub(crate) fn has_vote(&self) -> bool {
+        let me = self.links.me().node.0;
+        self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().any(|id| id == me)
+    }
+
     /// The shard as this node has applied it.
     #[must_use]
     pub fn view(&self) -> View<'_> {

@@ -24,6 +24,7 @@ mod net;
 mod node;
 mod peers;
 mod raft;
+mod versions;
 
 pub use clock::{Clock, ClusterClock, SystemClock};
 pub use effects::{Effects, Watch};
@@ -32,6 +33,7 @@ pub use group::{Group, Leadership, Progress, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use node::{Error, Node, NodeOptions, Status};
 pub use peers::{AskError, Peers};
+pub use versions::{FinalizeError, Release, Unsupported};
 
 /// What the storage conformance suite needs. Not for use.
 #[doc(hidden)]

@@ -25,6 +25,7 @@ use crate::{
     mutants::{self, Mutant},
     net,
     raft::Types,
+    versions::{self, Unsupported},
 };
 
 /// How long to rest before a change is tried again.
@@ -258,7 +259,11 @@ async fn change_anywhere(group: &Group, change: &Change) -> Result<(), ChangeErr
 }
 
 /// Asks around, until a member answers, which cluster this is; who the new node is in it.
-pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Identity {
+///
+/// # Errors
+///
+/// This program does not know the rules of that cluster.
+pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Result<Identity, Unsupported> {
     let mut told = tokio::time::Instant::now() - TELL_INTERVAL;
     loop {
         let mut reasons = Vec::new();
@@ -267,7 +272,7 @@ pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Identity {
         let mut asked: FuturesUnordered<_> = asked.collect();
         while let Some((seed, answer)) = asked.next().await {
             match answer {
-                Ok(identity) => return identity,
+                Ok((identity, in_force)) => return versions::check(in_force).map(|()| identity),
                 Err(status) => reasons.push(format!("{seed}: {}", status.message())),
             }
         }
@@ -283,7 +288,7 @@ pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Identity {
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-async fn ask_seed(seed: &str, tls: Option<&Tls>) -> Result<Identity, tonic::Status> {
+async fn ask_seed(seed: &str, tls: Option<&Tls>) -> Result<(Identity, u32), tonic::Status> {
     let ask = async {
         let mut client = net::connect(seed, tls).await?;
         client.discover(peer::DiscoverRequest {}).await.map(tonic::Response::into_inner)
@@ -291,13 +296,14 @@ async fn ask_seed(seed: &str, tls: Option<&Tls>) -> Result<Identity, tonic::Stat
     let late = |_| tonic::Status::deadline_exceeded("no answer in time");
     let answer = tokio::time::timeout(ASK_TIMEOUT, ask).await.map_err(late)??;
     let malformed = || tonic::Status::data_loss("an answer that this version does not understand");
-    Ok(Identity {
+    let identity = Identity {
         cluster: u128::from_be_bytes(answer.cluster.as_ref().try_into().map_err(|_| malformed())?),
         node: new_node_id(),
         region: RegionId(u16::try_from(answer.region).map_err(|_| malformed())?),
         shards: u16::try_from(answer.shards).map_err(|_| malformed())?,
         joined: true,
-    })
+    };
+    Ok((identity, answer.machine_version.max(1)))
 }
 
 /// An id that no node had before: 48 random bits, so that it is a whole number in JSON as well.

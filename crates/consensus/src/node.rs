@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, net::TcpListener, path::PathBuf, sync::Arc,
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use ids::{NodeId, ShardId};
+use machine::Read as _;
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::RwLock;
 use storage::{Directory, Identity, LogDb, LogOptions, StateDb, StateOptions};
@@ -26,6 +27,7 @@ use crate::{
     mutants::{self, Mutant},
     net::{self, Identified, Links, Pace, Service, Start, Starts},
     raft::{LogStore, Network, Raft, StateMachine},
+    versions::{self, Releases, Unsupported},
 };
 
 /// Commands that may wait for a shard. More are told to come back.
@@ -68,6 +70,9 @@ pub enum Error {
     /// Its directory or databases.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// Its data are those of another release.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
     /// Raft.
     #[error("shard {shard}: {reason}")]
     Raft {
@@ -115,6 +120,7 @@ pub struct Node {
     service: Arc<Service>,
     links: Links,
     standing: Standing,
+    pub(crate) releases: Releases,
     stopped: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Raft has threads of its own, so that no handler delays a heartbeat. Taken out when the node stops.
@@ -146,6 +152,9 @@ impl Node {
         let state_options =
             StateOptions { block_cache_bytes: options.block_cache_bytes, cached_rows: 32_768 };
         let state = Arc::new(StateDb::open(&options.path.join("state"), state_options)?);
+        for shard in (0..identity.shards).map(ShardId) {
+            versions::check(state.view(shard).shard().machine_version)?;
+        }
         let anchor = disk::read_anchor(&options.path, clock.as_ref());
         let (stop, stopped) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -175,6 +184,7 @@ impl Node {
             service,
             links: links.clone(),
             standing: Standing::default(),
+            releases: Releases::default(),
             stopped,
             tasks: Vec::new(),
             runtime: Some(runtime),
@@ -202,6 +212,7 @@ impl Node {
             node.groups.clone(),
             links.clone(),
             Arc::clone(&node.standing),
+            Arc::clone(&node.releases),
             Arc::clone(&clock),
         );
         node.tasks.push(tokio::spawn(greeting));
@@ -231,7 +242,8 @@ impl Node {
         let (lead, leadership) = watch::channel(Leadership::Elsewhere { leader: None });
         let batcher_state = Arc::clone(&self.state);
         let (clock, member, machine_of_raft) = (Arc::clone(clock), options.member.clone(), machine.clone());
-        let (follow, network) = (leadership.clone(), Network { shard, links: links.clone() });
+        let (follow, network) =
+            (leadership.clone(), Network { shard, links: links.clone(), state: Arc::clone(&self.state) });
         let links_of_follow = links.clone();
         let log_entries_kept = options.log_entries_kept;
         let start = async move {
@@ -323,6 +335,10 @@ impl Node {
     #[must_use]
     pub fn data_directory(&self) -> &std::path::Path {
         self.directory.path()
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
     }
 
     pub(crate) fn state(&self) -> Arc<StateDb> {

@@ -75,6 +75,11 @@ pub enum Command {
         /// The position of an earlier mark, and the digest of most replicas before it.
         agreed: Option<(Position, u128)>,
     },
+    /// Raises the rules in force; never lowers them.
+    Finalize {
+        /// What every node of the cluster knows.
+        machine_version: u32,
+    },
 }
 
 /// Starts a session.

@@ -46,5 +46,14 @@ pub use tables::{Key, MemoryTables, Read, Row, Tables, TimerKind};
 /// JSON text. The machine stores it and never looks into it.
 pub type Value = bytes::Bytes;
 
-/// The version of the rules in this crate. Changed behaviour is gated by the version in the shard's row.
-pub const MACHINE_VERSION: u32 = 1;
+/// The newest rules that this crate knows. Which are in force is in the shard's row: a shard begins with the first
+/// ([`MACHINE_VERSION_FIRST`]), and [`Command::Finalize`] raises them. What an older version of this crate would apply
+/// differently, or could not read, is asked for only once they are.
+///
+/// - 1: release 0.1.
+/// - 2: release 0.2: `Finalize`.
+pub const MACHINE_VERSION: u32 = 2;
+/// The rules that a new shard begins with.
+pub const MACHINE_VERSION_FIRST: u32 = 1;
+/// The oldest rules that this crate still applies.
+pub const MACHINE_VERSION_OLDEST: u32 = 1;

@@ -139,7 +139,7 @@ pub trait Read {
     fn shard(&self) -> ShardRow {
         match self.get(&Key::Shard) {
             Some(Row::Shard(row)) => row,
-            _ => ShardRow { machine_version: crate::MACHINE_VERSION, ..ShardRow::default() },
+            _ => ShardRow { machine_version: crate::MACHINE_VERSION_FIRST, ..ShardRow::default() },
         }
     }
 }

@@ -261,7 +261,8 @@ async fn identify(config: &Config, http: &StdListener, tls: Option<&Tls>) -> Res
             http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds, Some(tls))).await
         }
     };
-    Ok(found.map_err(consensus::Error::from)?.unwrap_or(founder))
+    let found = found.map_err(consensus::Error::from)?;
+    Ok(found.transpose().map_err(consensus::Error::from)?.unwrap_or(founder))
 }
 
 fn serve_http(

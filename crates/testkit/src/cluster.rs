@@ -239,6 +239,11 @@ impl Cluster {
         self.nodes[number].spec.join = join;
     }
 
+    /// What program a node runs from its next start on; `None` for the one under test.
+    pub fn set_program(&mut self, number: usize, program: Option<PathBuf>) {
+        self.nodes[number].spec.program = program;
+    }
+
     /// Where a node serves gRPC.
     #[must_use]
     pub fn grpc_url(&self, number: usize) -> String {
@@ -461,6 +466,18 @@ impl Cluster {
             self.status(number).await.ok()?["writes_stopped"].is_null().then_some(())
         });
         writes.await.with_context(|| self.log_tails())
+    }
+
+    /// Brings the newest feature level into force, by a node.
+    ///
+    /// # Errors
+    ///
+    /// Refused, or no answer.
+    pub async fn finalize(&self, through: usize) -> anyhow::Result<u64> {
+        let answer = self.http.post(format!("{}/v1/cluster/finalize", self.url(through))).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        anyhow::ensure!(status.is_success(), "finalize: {status} {text}");
+        serde_json::from_str::<Value>(&text)?["feature_level"].as_u64().context("no level")
     }
 
     /// How often a text is in the logs of all nodes that there ever were.

@@ -19,6 +19,19 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(10);
 
+/// The program of the release before this one, where `deploy/dev/previous.sh` has built it: nodes of both run in one
+/// cluster.
+#[must_use]
+pub fn previous_binary() -> Option<PathBuf> {
+    let here = std::env::current_exe().ok()?;
+    let mut directories = here.ancestors().skip(1).take(3).map(|directory| directory.join("previous"));
+    let mut found = std::fs::read_dir(directories.find(|directory| directory.is_dir())?).ok()?;
+    found.find_map(|entry| {
+        let path = entry.ok()?.path();
+        (path.is_file() && path.extension().is_none_or(|extension| extension != "new")).then_some(path)
+    })
+}
+
 /// The binary under test: `BINARY_UNDER_TEST`, else the one built beside the running program.
 ///
 /// # Errors

@@ -85,6 +85,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Ends an upgrade: brings the newest feature level into force, once every node knows it. From then on no node can
+    /// go back to the release before. Refused while a node is down or of an older release.
+    Finalize {
+        #[command(flatten)]
+        remote: Remote,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +117,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             (remote, "transfer-leader", json!({"shard": shard, "to": to}))
         }
         Command::Drain { undo, remote } => (remote, "drain", json!({"undo": undo})),
+        Command::Finalize { remote } => (remote, "finalize", json!({})),
     };
     let client = remote.client()?;
     let request = client.request(Method::POST, &format!("/v1/cluster/{path}"))?.json(&body);
@@ -133,14 +140,23 @@ async fn status(remote: &Remote) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     line(format!(
-        "cluster {}, version {}, {} pieces of work under way at this node{}",
+        "cluster {}, version {}, feature level {}, {} pieces of work under way at this node{}",
         text(&status["cluster"]),
         text(&status["version"]),
+        text(&status["feature_level"]),
         text(&status["work_running"]),
         if status["draining"] == true { ", which is draining" } else { "" }
     ));
     let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let columns = [("node", "/name"), ("id", "/id"), ("HTTP", "/http"), ("gRPC", "/grpc"), ("peer", "/peer")];
+    let columns = [
+        ("node", "/name"),
+        ("id", "/id"),
+        ("version", "/version"),
+        ("level", "/feature_level"),
+        ("HTTP", "/http"),
+        ("gRPC", "/grpc"),
+        ("peer", "/peer"),
+    ];
     table(&columns, &nodes);
     let name = |id: &Value| {
         let node = nodes.iter().find(|node| node["id"] == *id);

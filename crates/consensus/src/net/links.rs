@@ -49,6 +49,7 @@ impl Identified {
         put(header::CLUSTER, format!("{:032x}", self.cluster));
         put(header::FROM, self.node.to_string());
         put(header::START, self.start.to_string());
+        put(header::MACHINE_VERSION, machine::MACHINE_VERSION.to_string());
         put(header::TO, to.to_string());
         request
     }

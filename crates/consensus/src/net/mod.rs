@@ -24,5 +24,6 @@ pub(crate) mod header {
     pub(crate) const FROM: &str = "orchestra-from";
     pub(crate) const START: &str = "orchestra-start";
     pub(crate) const TO: &str = "orchestra-to";
+    pub(crate) const MACHINE_VERSION: &str = "orchestra-machine-version";
     pub(crate) const SHARD: &str = "orchestra-shard";
 }

@@ -29,6 +29,7 @@ use crate::{
     ClusterClock, Group, Member, ScrubReport, equality,
     members::{self, Change},
     raft::{SnapshotSource, records},
+    versions,
 };
 
 /// Answers that may wait to be sent, a stream.
@@ -91,6 +92,17 @@ impl Service {
         let start = text(header::START).parse::<Start>();
         let start =
             start.map_err(|_| Status::invalid_argument("the sender does not say which start it is"))?;
+        let in_force = versions::in_force(&self.groups.read());
+        // Release 0.1 did not say.
+        let knows: u32 = text(header::MACHINE_VERSION).parse().unwrap_or(1);
+        if knows < in_force {
+            // With the code that release 0.1 tells its operator of.
+            return Err(Status::already_exists(format!(
+                "node {from} runs an older release, which knows feature level {knows}, and level {in_force} is in \
+                 force: start this release ({}) there",
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
         self.starts.meet(from, start)
     }
 
@@ -101,6 +113,8 @@ impl Service {
                 draining: self.must_not_lead(),
                 wall_micros: self.clock.machine_wall().0,
                 member: self.groups.read().values().any(|group| group.members().contains_key(&from)),
+                machine_version: machine::MACHINE_VERSION,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
             }),
             (_, Some(request::Body::Ask(question))) => {
                 let handler = self.asked.read().clone();
@@ -298,12 +312,21 @@ impl PeerService for Served {
         let shard = request.metadata().get(header::SHARD).and_then(|shard| shard.to_str().ok());
         let group = shard.and_then(|shard| self.0.group(shard.parse().ok()?));
         let group = group.ok_or_else(|| Status::unavailable("the shard does not run here"))?;
-        let entries = stream::unfold((request.into_inner(), met), |(mut requests, met)| async move {
-            match wire::to_append_request(requests.message().await.ok()??) {
-                Ok(append) => Some((append, (requests, met))),
-                Err(error) => {
-                    tracing::error!(from = %met.node, %error, "entries that can not be read");
-                    None
+        let (service, of_group) = (Arc::clone(&self.0), group.clone());
+        let entries = stream::unfold((request.into_inner(), met), move |(mut requests, met)| {
+            let (service, group) = (Arc::clone(&service), of_group.clone());
+            async move {
+                let message = requests.message().await.ok()??;
+                // Nobody waits for a node that only learns: what it catches up with leaves room for the others.
+                if !group.has_vote() {
+                    service.intake.take(message.entries.iter().map(Bytes::len).sum()).await;
+                }
+                match wire::to_append_request(message) {
+                    Ok(append) => Some((append, (requests, met))),
+                    Err(error) => {
+                        tracing::error!(from = %met.node, %error, "entries that can not be read");
+                        None
+                    }
                 }
             }
         });
@@ -311,7 +334,9 @@ impl PeerService for Served {
             Ok(result) => Ok(wire::append_response(&result)),
             Err(fatal) => Err(Status::unavailable(fatal.to_string())),
         });
-        Ok(tonic::Response::new(answers.boxed()))
+        let mut response = tonic::Response::new(answers.boxed() as Self::AppendStream);
+        response.metadata_mut().insert(header::MACHINE_VERSION, machine::MACHINE_VERSION.into());
+        Ok(response)
     }
 
     async fn install_snapshot(
@@ -336,6 +361,7 @@ impl PeerService for Served {
             region: identity.region.0.into(),
             shards: identity.shards.into(),
             node: identity.node.0,
+            machine_version: versions::in_force(&self.0.groups.read()),
         }))
     }
 

@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
-use ::machine::{Command, Effect, Input, Key, Outcome, Read as _, Refusal, Row, ShardRow, Tables as _};
+use ::machine::{
+    Command, Effect, Input, Key, MACHINE_VERSION_FIRST, Outcome, Read as _, Refusal, Row, ShardRow,
+    Tables as _,
+};
 use futures_util::{Stream, StreamExt as _};
 use ids::{Position, ShardId};
 use openraft::{
@@ -18,6 +21,7 @@ use super::{Entry, LogId, Reply, StoredMembership, Types, records};
 use crate::{
     Effects,
     mutants::{self, Mutant},
+    versions,
 };
 
 /// Entries written in one batch.
@@ -164,15 +168,28 @@ impl StateMachine {
                 ours.digest,
                 RowDigest(*digest)
             );
-            tracing::error!(shard = %self.shard, reason, "this replica stops");
-            *self.broken.lock() = Some(reason.clone());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            return Err(self.stop_for(reason));
         }
         if marks.len() == MARKS_LEN {
             marks.pop_front();
         }
         marks.push_back(mark);
         Ok(())
+    }
+
+    /// Stops this replica before rules come into force that it does not know.
+    fn check_version(&self, entry: &record::Entry) -> io::Result<()> {
+        for command in &entry.commands {
+            let Command::Finalize { machine_version } = command else { continue };
+            versions::check(*machine_version).map_err(|error| self.stop_for(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn stop_for(&self, reason: String) -> io::Error {
+        tracing::error!(shard = %self.shard, reason, "this replica stops");
+        *self.broken.lock() = Some(reason.clone());
+        io::Error::new(io::ErrorKind::InvalidData, reason)
     }
 
     /// Applies entries in one batch; effects and replies follow when it is written.
@@ -188,7 +205,10 @@ impl StateMachine {
                     applied.membership = StoredMembership::new(Some(log_id), membership);
                     Reply::default()
                 }
-                Payload::Normal(entry) => apply_entry(&mut batch, &entry, &mut effects),
+                Payload::Normal(entry) => {
+                    self.check_version(&entry)?;
+                    apply_entry(&mut batch, &entry, &mut effects)
+                }
             };
             applied.id = Some(log_id);
             replies.extend(responder.map(|responder| (responder, reply)));
@@ -267,7 +287,7 @@ fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &
             position: expected,
             now,
             epoch: entry.epoch,
-            machine_version: row.machine_version.max(1),
+            machine_version: row.machine_version.max(MACHINE_VERSION_FIRST),
         }),
     );
     let outcomes = entry.commands.iter().map(|command| {
@@ -372,7 +392,8 @@ impl RaftStateMachine<Types> for StateMachine {
         *self.flushed.lock() = applied.clone();
         *self.captured.lock() = None;
         self.set_applied(applied);
-        Ok(())
+        let in_force = self.db.view(self.shard).shard().machine_version;
+        versions::check(in_force).map_err(|error| self.stop_for(error.to_string()))
     }
 
     async fn get_current_snapshot(

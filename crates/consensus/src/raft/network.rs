@@ -1,9 +1,10 @@
 //! openraft's network over our connections.
 
-use std::{future::Future, io, iter, time::Duration};
+use std::{future::Future, io, iter, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use ids::{NodeId, ShardId};
+use machine::Read as _;
 use openraft::{
     OptionalSend,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
@@ -18,7 +19,7 @@ use openraft::{
     type_config::alias::{SnapshotOf, VoteOf},
 };
 use proto::peer::{SnapshotEnd, SnapshotHead, SnapshotPart, request, response, snapshot_part::Part};
-use storage::Exported;
+use storage::{Exported, StateDb};
 use tokio::sync::mpsc;
 
 use super::{Member, Types, machine::SnapshotSource, records};
@@ -36,6 +37,7 @@ const PARTS_LEN: usize = 2;
 pub(crate) struct Network {
     pub(crate) shard: ShardId,
     pub(crate) links: Links,
+    pub(crate) state: Arc<StateDb>,
 }
 
 /// The way from one shard's leader, or candidate, to one peer.
@@ -44,6 +46,7 @@ pub(crate) struct Client {
     shard: ShardId,
     target: NodeId,
     links: Links,
+    state: Arc<StateDb>,
     /// Whether it is for heartbeats, which go over the connection on which nothing waits.
     heartbeat: bool,
 }
@@ -54,7 +57,8 @@ impl RaftNetworkFactory<Types> for Network {
     async fn new_client(&mut self, target: u64, node: &Member) -> Client {
         let target = NodeId(target);
         self.links.learn(target, node);
-        Client { shard: self.shard, target, links: self.links.clone(), heartbeat: false }
+        let (links, state) = (self.links.clone(), Arc::clone(&self.state));
+        Client { shard: self.shard, target, links, state, heartbeat: false }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> Client {
@@ -156,8 +160,14 @@ impl NetStreamAppend<Types> for Client {
             let answers = opened
                 .await
                 .map_err(|_| unreachable(&"the stream of entries did not open in time"))?
-                .map_err(|status| unreachable(&status.message()))?
-                .into_inner();
+                .map_err(|status| unreachable(&status.message()))?;
+            let known = answers.metadata().get(crate::net::header::MACHINE_VERSION);
+            // Release 0.1 did not say.
+            let known = known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(1);
+            if self.state.view(self.shard).shard().machine_version > known {
+                return Err(unreachable(&"its release is too old to apply entries of this shard"));
+            }
+            let answers = answers.into_inner();
             let answers = answers.map(|answer| match answer {
                 Ok(answer) => wire::to_append_response(answer).map_err(|error| malformed(&error)),
                 Err(status) => Err(unreachable(&status.message())),
@@ -246,7 +256,7 @@ impl NetSnapshot<Types> for Client {
 
 /// Reads a shard and hands it over part by part.
 fn export(
-    db: &storage::StateDb,
+    db: &StateDb,
     shard: ShardId,
     vote: proto::record::raft::Vote,
     parts: &mpsc::Sender<SnapshotPart>,

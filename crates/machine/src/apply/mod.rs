@@ -4,6 +4,7 @@ mod approve;
 mod catalog;
 mod control;
 mod failure;
+mod finalize;
 mod redispatch;
 mod resolve;
 mod run;
@@ -44,6 +45,7 @@ pub fn apply(tables: &mut impl Tables, input: &Input) -> Output {
         Command::FireTimers => timers::fire(tables, now, &mut effects),
         // Whoever applies the entry looks at the rows; there is nothing to change.
         Command::CheckDigest { .. } => Ok(Outcome::Done),
+        Command::Finalize { machine_version } => finalize::finalize(tables, *machine_version),
     };
     Output { outcome: result.unwrap_or_else(Outcome::Refused), effects }
 }

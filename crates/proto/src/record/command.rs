@@ -59,6 +59,7 @@ pub(super) fn encode(command: &Command) -> storage::Command {
             position: agreed.map(|(position, _)| position.0),
             digest: agreed.map(|(_, digest)| digest.to_be_bytes().to_vec().into()).unwrap_or_default(),
         }),
+        Command::Finalize { machine_version } => Kind::Finalize(*machine_version),
     };
     storage::Command { kind: Some(kind) }
 }
@@ -157,6 +158,7 @@ pub(super) fn decode(command: storage::Command) -> Result<Command, Error> {
                 None => None,
             },
         },
+        Kind::Finalize(machine_version) => Command::Finalize { machine_version },
     })
 }
 

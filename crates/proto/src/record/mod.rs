@@ -35,7 +35,7 @@ pub struct Entry {
     pub position: Position,
     /// The shard's time.
     pub now: Timestamp,
-    /// The rules by which it is applied.
+    /// The newest rules that the proposer knows.
     pub machine_version: u32,
     /// What is asked, in order.
     pub commands: Vec<Command>,
@@ -107,7 +107,8 @@ pub fn command_len(command: &Command) -> usize {
         Command::ApplyWorkflow { .. }
         | Command::Retry { .. }
         | Command::FireTimers
-        | Command::CheckDigest { .. } => 0,
+        | Command::CheckDigest { .. }
+        | Command::Finalize { .. } => 0,
     }
 }
 

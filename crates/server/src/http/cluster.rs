@@ -41,11 +41,15 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
             (shard.to_string(), value)
         })
         .collect();
+    let releases = node.releases();
     let nodes: Vec<Value> = members(&app)
         .iter()
         .map(|(id, of)| {
+            let release = releases.get(id);
             json!({"id": id.0, "name": of.member.name, "peer": of.member.peer, "http": of.member.http,
-                "grpc": of.member.grpc, "this": *id == identity.node})
+                "grpc": of.member.grpc, "this": *id == identity.node,
+                "version": release.map(|release| &release.version).filter(|version| !version.is_empty()),
+                "feature_level": release.map(|release| release.machine_version)})
         })
         .collect();
     let providers: Vec<Value> = app
@@ -76,6 +80,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         "work_running": app.sessions.running_count(),
         "log_syncs": status.log_syncs,
         "version": env!("CARGO_PKG_VERSION"),
+        "feature_level": node.machine_version(),
     }))
 }
 
@@ -160,6 +165,13 @@ pub(super) async fn drain(State(app): State<Arc<App>>, _admin: Admin, body: Body
     }
     let leads = node.status().shards.values().filter(|lead| matches!(lead, Leadership::Here { .. })).count();
     Ok(Json(json!({"draining": node.status().draining, "leads": leads})))
+}
+
+/// Brings the newest feature level into force, once every node knows it. Done again, it changes nothing.
+pub(super) async fn finalize(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<Value>> {
+    let finalized = app.sessions.node().finalize().await;
+    let level = finalized.map_err(|error| ApiError::new(error::CONFLICT, error.to_string()))?;
+    Ok(Json(json!({"feature_level": level})))
 }
 
 #[derive(Debug, Deserialize)]

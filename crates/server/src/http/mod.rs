@@ -55,6 +55,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster/remove", post(cluster::remove))
         .route("/v1/cluster/verify", post(cluster::verify))
         .route("/v1/cluster/drain", post(cluster::drain))
+        .route("/v1/cluster/finalize", post(cluster::finalize))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
         .route("/v1/backups", post(backups::begin))
         .route("/v1/backups/{id}", delete(backups::end))
