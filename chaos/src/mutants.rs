@@ -17,7 +17,7 @@ const MUTANTS: [(&str, &[Fault]); 7] = [
     ("acknowledge-early", &[Fault::KillLeader, Fault::IsolateLeader, Fault::KillAll]),
     ("stale-dispatch", &[Fault::PauseLeader, Fault::KillLeader, Fault::PauseLeader]),
     ("reuse-node-id", &[Fault::LostDisk, Fault::LostDisk, Fault::LostDisk]),
-    ("purge-too-far", &[Fault::KillAll, Fault::KillLeader, Fault::KillAll]),
+    ("purge-too-far", &[Fault::KillFollower, Fault::KillLeader, Fault::KillAll]),
     ("read-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::Transfer]),
     ("read-without-quorum", &[Fault::IsolateLeader, Fault::MuteLeader, Fault::IsolateLeader]),
 ];

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use ids::{NodeId, ShardId};
 use machine::{Command, Outcome};
-use openraft::{async_runtime::watch::WatchReceiver as _, raft::ReadPolicy};
-use proto::peer::{Empty, request, response};
+use openraft::async_runtime::watch::WatchReceiver as _;
+use proto::peer::request;
 use storage::{StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -15,9 +15,10 @@ use crate::{
     mutants::{self, Mutant},
     net::Links,
     raft::{Raft, StateMachine},
+    reads::Rounds,
 };
 
-/// How long the leader is waited for when it is asked how far to read, or anything else.
+/// How long the leader is waited for when it is asked to hand over its lead.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who leads a shard.
@@ -101,6 +102,7 @@ pub struct Group {
     pub(crate) proposals: mpsc::Sender<Proposal>,
     pub(crate) wishes: mpsc::Sender<HandOver>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) rounds: Arc<Rounds>,
     pub(crate) effects: Effects,
     pub(crate) state: Arc<StateDb>,
     pub(crate) stopped: watch::Receiver<Option<String>>,
@@ -168,30 +170,6 @@ impl Group {
         outcome.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// Returns when a view taken afterwards holds everything that was acknowledged before the call, on any node.
-    ///
-    /// # Errors
-    ///
-    /// The leader can not be asked.
-    pub async fn linearize(&self) -> Result<(), ReadError> {
-        let leadership = *self.leadership.borrow();
-        let index = match leadership {
-            Leadership::Here { .. } => self.read_index().await?,
-            Leadership::Elsewhere { leader } => {
-                let Some(leader) = leader else { return Err(ReadError { leader }) };
-                let body = request::Body::ReadIndex(Empty {});
-                match self.links.forward(leader, self.shard, body, ASK_TIMEOUT).await {
-                    Ok(response::Body::ReadIndex(index)) => index,
-                    _ => return Err(ReadError { leader: Some(leader) }),
-                }
-            }
-        };
-        if !mutants::is_on(Mutant::ReadBeforeApply) {
-            self.machine.applied_until(index).await;
-        }
-        Ok(())
-    }
-
     /// Proposes, and does not wait for what comes of it.
     fn acknowledge_early(&self, command: &Command) -> Option<Outcome> {
         let outcome = match command {
@@ -202,17 +180,6 @@ impl Group {
         let proposal =
             Proposal { bytes: proto::record::command_len(command), command: command.clone(), reply };
         self.proposals.try_send(proposal).ok().map(|()| outcome)
-    }
-
-    /// How far a replica must have applied to show everything that is acknowledged now. The leader's to say.
-    pub(crate) async fn read_index(&self) -> Result<u64, ReadError> {
-        if mutants::is_on(Mutant::ReadWithoutQuorum) {
-            return Ok(self.progress().applied.unwrap_or_default());
-        }
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(linearizer.read_log_id().log_id().index()),
-            Err(_) => Err(ReadError { leader: self.raft.current_leader().await.map(NodeId) }),
-        }
     }
 
     /// As [`Group::hand_over`], by whichever node leads; returns when the news has arrived here.

@@ -24,6 +24,7 @@ mod net;
 mod node;
 mod peers;
 mod raft;
+mod reads;
 mod versions;
 
 pub use clock::{Clock, ClusterClock, SystemClock};

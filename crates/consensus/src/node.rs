@@ -280,6 +280,7 @@ impl Node {
             proposals,
             wishes,
             leadership,
+            rounds: Arc::default(),
             effects,
             state: Arc::clone(&self.state),
             stopped: self.stopped.clone(),
@@ -479,7 +480,7 @@ fn raft_config(log_entries_kept: u64) -> Config {
         max_payload_entries: 256,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: log_entries_kept,
-        purge_batch_size: 1_024,
+        purge_batch_size: log_entries_kept.clamp(1, 1_024),
         // Whoever lost its disk is not listened to under its old id. Should one get by, it is given what it lacks:
         // the leader must not give up over it.
         allow_log_reversion: Some(true),
