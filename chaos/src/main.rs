@@ -163,7 +163,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             let beside = || Ok(std::env::current_exe()?.with_file_name("orchestra-mutants"));
             let program = program.map_or_else(beside, anyhow::Ok)?;
             let all = mutants::run(program, seed, tries, &only, |caught| say(&told_of(caught))).await?;
-            let good = all.iter().all(|caught| caught.by.is_some() && caught.sound_build_passed);
+            let good = all.iter().all(|caught| caught.by.is_some() && caught.sound_build_failed.is_none());
             return Ok(if good && !all.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Cluster { seed, nodes, faults, kinds } => {
@@ -207,7 +207,11 @@ fn told_of(caught: &Caught) -> String {
         Some((seed, seconds)) => format!("caught with seed {seed} in {seconds:.0} s"),
         None => "NOT CAUGHT".into(),
     };
-    let sound = if caught.sound_build_passed { "passes there" } else { "DOES NOT PASS there" };
     let violation = caught.violation.lines().next().unwrap_or_default();
-    format!("{:<22} {how}; the build as it is {sound}\n    {violation}", caught.mutant)
+    let sound = match (&caught.by, &caught.sound_build_failed) {
+        (None, _) => String::new(),
+        (Some(_), None) => "; the build as it is passes there".into(),
+        (Some(_), Some(why)) => format!("; the build as it is DOES NOT PASS there: {why}"),
+    };
+    format!("{:<22} {how}{sound}\n    {violation}", caught.mutant)
 }

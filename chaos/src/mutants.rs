@@ -15,7 +15,17 @@ use crate::{
 const MUTANTS: [(&str, &[Fault]); 7] = [
     ("skip-fsync", &[Fault::PowerCutAll, Fault::PowerCutAll, Fault::PowerCutAll]),
     ("acknowledge-early", &[Fault::KillLeader, Fault::IsolateLeader, Fault::KillAll]),
-    ("stale-dispatch", &[Fault::PauseLeader, Fault::KillLeader, Fault::PauseLeader]),
+    (
+        "stale-dispatch",
+        &[
+            Fault::PauseFollower,
+            Fault::PauseLeader,
+            Fault::PauseFollower,
+            Fault::PauseLeader,
+            Fault::PauseFollower,
+            Fault::PauseLeader,
+        ],
+    ),
     ("reuse-node-id", &[Fault::LostDisk, Fault::LostDisk, Fault::LostDisk]),
     ("purge-too-far", &[Fault::KillFollower, Fault::KillLeader, Fault::KillAll]),
     ("read-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::Transfer]),
@@ -31,8 +41,8 @@ pub struct Caught {
     pub by: Option<(u64, f64)>,
     /// What gave it away.
     pub violation: String,
-    /// Whether the build that breaks nothing passed with the same seed and faults.
-    pub sound_build_passed: bool,
+    /// What the build that breaks nothing did wrong with the same seed and faults; `None` if it passed.
+    pub sound_build_failed: Option<String>,
 }
 
 /// Tries every mutant with some seeds, until it is caught.
@@ -54,7 +64,7 @@ pub async fn run(
             mutant: (*name).to_owned(),
             by: None,
             violation: String::new(),
-            sound_build_passed: false,
+            sound_build_failed: None,
         };
         for seed in first_seed..first_seed + tries {
             let mut options = Options {
@@ -72,7 +82,8 @@ pub async fn run(
             caught.by = Some((seed, report.seconds));
             caught.violation = report.violations.first().cloned().unwrap_or_default();
             options.mutant = None;
-            caught.sound_build_passed = cluster::run(&options).await?.report.passed;
+            let sound = cluster::run(&options).await?.report;
+            caught.sound_build_failed = (!sound.passed).then(|| sound.violations.join("; "));
             break;
         }
         tell(&caught);

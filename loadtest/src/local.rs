@@ -78,6 +78,7 @@ impl Local {
             intake_bytes_per_second: 1 << 30,
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,
+            observer: Arc::new(()),
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let node = Node::start(options, TcpListener::bind(("127.0.0.1", 0))?, Arc::clone(&clock)).await?;

@@ -26,7 +26,7 @@ const CHECKS_AT_ONCE: usize = 8;
 /// A run of this many seconds or more has so many operations, or proves little.
 const LONG_RUN: u64 = 120;
 const OPERATIONS_MIN: u64 = 10_000;
-/// The share of operations that faults must have overlapped with.
+/// The share of operations that faults must have overlapped with, in such a run.
 const DURING_FAULTS_MIN: f64 = 0.2;
 
 /// The run in numbers. A run whose faults had no effect, or hit nobody, proves nothing: that is a violation as well.
@@ -53,7 +53,9 @@ pub(super) fn report(
     if options.seconds >= LONG_RUN && snapshots == 0 {
         proves_little.push("no node took in a state".to_owned());
     }
-    if during_faults < DURING_FAULTS_MIN {
+    // The share of a short run is that of its pauses.
+    let share_min = if options.seconds >= LONG_RUN { DURING_FAULTS_MIN } else { f64::MIN_POSITIVE };
+    if during_faults < share_min {
         proves_little.push(format!("{:.0} % of the operations were during faults", 100.0 * during_faults));
     }
     if options.seconds >= LONG_RUN && count < OPERATIONS_MIN {
@@ -226,6 +228,7 @@ async fn check_session(urls: &[String], load: &Load, id: &str) -> anyhow::Result
     violations.extend(checks::events_follow_one_another(id, &events));
     violations.extend(checks::one_outcome_a_step(id, &events));
     violations.extend(checks::dispatches_rise(id, &events));
+    violations.extend(checks::outcomes_are_of_their_dispatch(id, &events));
     violations.extend(checks::ends_once(id, &events));
     let audit = load.get(&urls[0], &format!("/v1/sessions/{id}/audit")).await?;
     if audit["intact"] != true {

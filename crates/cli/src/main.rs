@@ -56,6 +56,9 @@ enum Command {
     /// Looks at the cluster.
     #[command(subcommand)]
     Cluster(commands::cluster::Command),
+    /// What is promised, and what came of it.
+    #[command(subcommand)]
+    Sla(commands::sla::Command),
     /// Checks and prints the configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
@@ -86,13 +89,14 @@ struct Remote {
     /// The bearer token.
     #[arg(long, env = "ORCHESTRA_TOKEN", hide_env_values = true, global = true)]
     token: Option<String>,
-    /// Table or JSON.
+    /// How answers are printed.
     #[arg(long, value_enum, default_value_t = Format::Table, global = true)]
     output: Format,
 }
 
 impl Remote {
     fn client(&self) -> anyhow::Result<Client> {
+        output::set_format(self.output);
         Client::new(&self.url, self.token.clone(), self.ca.as_deref())
     }
 }
@@ -128,6 +132,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workers(command) => commands::workers::run(command).await,
         Command::RunWorker(args) => commands::workers::run_worker(args).await,
         Command::Cluster(command) => commands::cluster::run(command).await,
+        Command::Sla(command) => commands::sla::run(command).await,
         Command::Backup(command) => commands::backup::run(command).await,
         Command::Certs(command) => commands::certs::run(command),
         Command::Config(command) => commands::config::run(command),

@@ -13,7 +13,7 @@ use machine::{Command, Read as _};
 use proto::peer::{self, request, response};
 use storage::{RowDigest, StateDb};
 
-use crate::{Group, Leadership, net::Service};
+use crate::{Clock as _, Group, Leadership, net::Service};
 
 /// How often the replicas of a shard that has changed are compared.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -154,8 +154,21 @@ pub(crate) async fn watch(service: Arc<Service>) {
                 continue;
             }
             if let Some(comparison) = group.compare_here().await {
+                service.tell(&comparison);
                 compared.insert(*shard, comparison.position);
             }
+        }
+    }
+}
+
+impl Service {
+    fn tell(&self, comparison: &Comparison) {
+        // Without a majority nobody can be relied on; where none differs, too few answered to tell.
+        if comparison.agreed.is_none() && !comparison.differs() {
+            return;
+        }
+        for (node, digest) in &comparison.digests {
+            self.observer.compared(*node, comparison.agreed == Some(*digest), self.clock.wall());
         }
     }
 }

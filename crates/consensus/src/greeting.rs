@@ -13,7 +13,7 @@ use ids::{NodeId, ShardId};
 use parking_lot::Mutex;
 use proto::peer::{Empty, request, response};
 
-use crate::{ClusterClock, Group, Release, net::Links, versions::Releases};
+use crate::{Clock as _, ClusterClock, Group, Observer, Release, net::Links, versions::Releases};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(crate) async fn greet(
     links: Links,
     standing: Standing,
     releases: Releases,
-    clock: Arc<ClusterClock>,
+    (clock, observer): (Arc<ClusterClock>, Arc<dyn Observer>),
 ) {
     let me = links.me().node;
     let mut was_member = false;
@@ -38,10 +38,12 @@ pub(crate) async fn greet(
         was_member = was_member || nodes.contains(&me);
         let count = nodes.len();
         let greetings = nodes.into_iter().filter(|node| *node != me).map(|node| {
-            let (links, clock, releases) = (links.clone(), &clock, &releases);
+            let (links, clock, releases, observer) = (links.clone(), &clock, &releases, &observer);
             async move {
                 let asked = clock.machine_wall();
-                match links.control(node, ShardId(0), request::Body::Greet(Empty {}), TIMEOUT).await {
+                let answer = links.control(node, ShardId(0), request::Body::Greet(Empty {}), TIMEOUT).await;
+                observer.probed(node, answer.is_ok(), clock.wall());
+                match answer {
                     Ok(response::Body::Greeted(greeted)) => {
                         // The answer was given between question and now: in the middle, as far as one can tell.
                         let middle = u64::midpoint(asked.0, clock.machine_wall().0);

@@ -22,6 +22,7 @@ mod members;
 mod mutants;
 mod net;
 mod node;
+mod observer;
 mod peers;
 mod raft;
 mod reads;
@@ -33,6 +34,7 @@ pub use equality::{Comparison, ScrubReport};
 pub use group::{Group, Leadership, Progress, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use node::{Error, Node, NodeOptions, Status};
+pub use observer::Observer;
 pub use peers::{AskError, Peers};
 pub use versions::{FinalizeError, Release, Unsupported};
 

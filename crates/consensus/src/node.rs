@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    Clock, ClusterClock, Effects, Group, Leadership, Member, Peers,
+    Clock, ClusterClock, Effects, Group, Leadership, Member, Observer, Peers,
     batcher::Batcher,
     clock::Anchor,
     disk::{self, Watcher},
@@ -26,6 +26,7 @@ use crate::{
     members::{self, Change, ChangeError},
     mutants::{self, Mutant},
     net::{self, Identified, Links, Pace, Service, Start, Starts},
+    observer,
     raft::{LogStore, Network, Raft, StateMachine},
     versions::{self, Releases, Unsupported},
 };
@@ -62,6 +63,8 @@ pub struct NodeOptions {
     pub intake_bytes_per_second: u64,
     /// Bytes of the state's blocks kept in memory.
     pub block_cache_bytes: usize,
+    /// Who measures what happens.
+    pub observer: Arc<dyn Observer>,
 }
 
 /// Why a node can not run.
@@ -120,6 +123,7 @@ pub struct Node {
     service: Arc<Service>,
     links: Links,
     standing: Standing,
+    observer: Arc<dyn Observer>,
     pub(crate) releases: Releases,
     stopped: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -155,6 +159,7 @@ impl Node {
         for shard in (0..identity.shards).map(ShardId) {
             versions::check(state.view(shard).shard().machine_version)?;
         }
+        options.observer.restore(state.notes()?);
         let anchor = disk::read_anchor(&options.path, clock.as_ref());
         let (stop, stopped) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -175,6 +180,7 @@ impl Node {
             starts: Starts::open(options.path.join("met")),
             intake: Pace::new(options.intake_bytes_per_second),
             clock: Arc::clone(&clock),
+            observer: Arc::clone(&options.observer),
         });
         let mut node = Self {
             groups: BTreeMap::new(),
@@ -184,6 +190,7 @@ impl Node {
             service,
             links: links.clone(),
             standing: Standing::default(),
+            observer: Arc::clone(&options.observer),
             releases: Releases::default(),
             stopped,
             tasks: Vec::new(),
@@ -213,9 +220,12 @@ impl Node {
             links.clone(),
             Arc::clone(&node.standing),
             Arc::clone(&node.releases),
-            Arc::clone(&clock),
+            (Arc::clone(&clock), Arc::clone(&options.observer)),
         );
         node.tasks.push(tokio::spawn(greeting));
+        let saving =
+            observer::save(Arc::clone(&options.observer), Arc::clone(&node.state), Arc::clone(&clock));
+        node.tasks.push(tokio::spawn(saving));
         node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
         node.tasks.push(tokio::spawn(equality::watch(Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(node.keep_membership(options)));
@@ -234,7 +244,8 @@ impl Node {
         let (node, founder) = (identity.node, !identity.joined);
         let fail = |reason: &dyn std::fmt::Display| Error::Raft { shard, reason: reason.to_string() };
         let effects = Effects::new();
-        let machine = StateMachine::with_effects(Arc::clone(&self.state), shard, effects.clone())
+        let observer = Arc::clone(&self.observer);
+        let machine = StateMachine::watched(Arc::clone(&self.state), shard, effects.clone(), observer)
             .map_err(|error| fail(&error))?;
         let log_store = LogStore::new(self.log.shard(shard)?);
         let (proposals, receiver) = mpsc::channel(PROPOSALS_LEN);
@@ -419,7 +430,8 @@ impl Node {
             }
         }
         let state = Arc::clone(&self.state);
-        match tokio::task::spawn_blocking(move || state.flush()).await {
+        let notes = self.observer.changes(self.service.clock.wall());
+        match tokio::task::spawn_blocking(move || state.put_notes(notes).and_then(|()| state.flush())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the state was not flushed; it is applied again at the next start")

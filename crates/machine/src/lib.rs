@@ -41,7 +41,7 @@ pub use row::{
     Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow, SessionError, SessionRow,
     SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
 };
-pub use tables::{Key, MemoryTables, Read, Row, Tables, TimerKind};
+pub use tables::{Fact, Key, MemoryTables, Observed, Read, Row, Tables, TimerKind};
 
 /// JSON text. The machine stores it and never looks into it.
 pub type Value = bytes::Bytes;

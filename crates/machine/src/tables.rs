@@ -150,6 +150,38 @@ pub trait Tables: Read {
     fn put(&mut self, key: Key, row: Row);
     /// Removes a key.
     fn delete(&mut self, key: &Key);
+    /// Is told what happens to a session, as it happens: for whoever measures. What comes of it must not change what
+    /// is applied.
+    fn observe(&mut self, session: &Observed<'_>, fact: Fact<'_>) {
+        let _ = (session, fact);
+    }
+}
+
+/// A session to which something happens.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// Its id.
+    pub session: SessionId,
+    /// Its row, which does not hold yet what is happening.
+    pub row: &'a SessionRow,
+    /// Its workflow.
+    pub definition: &'a Definition,
+}
+
+/// What happens to a session.
+#[derive(Debug, Clone, Copy)]
+pub enum Fact<'a> {
+    /// It has a new event.
+    Appended(&'a Event),
+    /// The recovery of a step came to an end.
+    RecoveryEnded {
+        /// When the step's failure was stored, if that is still known.
+        failed_at: Option<Timestamp>,
+        /// When it ended.
+        at: Timestamp,
+        /// Whether it was of use.
+        well: bool,
+    },
 }
 
 /// Tables in memory.

@@ -31,6 +31,8 @@ pub enum Kind {
     Command = 7,
     /// An outcome, on its way to who asked.
     Outcome = 8,
+    /// What a node has measured in a stretch of time.
+    Measured = 9,
 }
 
 /// Why bytes are not a record.

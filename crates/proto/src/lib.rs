@@ -41,5 +41,10 @@ generated! {
 }
 
 generated! {
+    /// What nodes have measured.
+    pub mod sla = "orchestra.sla.v1"
+}
+
+generated! {
     pub(crate) mod storage = "orchestra.storage.v1"
 }

@@ -30,8 +30,49 @@ pub struct Config {
     /// Backups on a schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
+    /// What is promised.
+    pub sla: Sla,
     /// Logging.
     pub log: Log,
+}
+
+/// What is promised, besides the documented levels or instead of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sla {
+    /// The support tier, 1 to 4: which uptime is promised.
+    pub tier: u8,
+    /// A file of `[[objectives]]`: each is added, or takes the place of the documented one of its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objectives: Option<PathBuf>,
+}
+
+impl Default for Sla {
+    fn default() -> Self {
+        Self { tier: 3, objectives: None }
+    }
+}
+
+impl Sla {
+    /// All objectives.
+    ///
+    /// # Errors
+    ///
+    /// The file can not be read, or is not one of objectives.
+    pub(crate) fn objectives(&self) -> Result<Vec<sla::Objective>, sla::Error> {
+        if !(1..=4).contains(&self.tier) {
+            return Err(sla::Error::Form(format!("tier {}: expected 1 to 4", self.tier)));
+        }
+        let mut all = sla::built_in(self.tier);
+        if let Some(path) = &self.objectives {
+            let unreadable = |error: std::io::Error| sla::Error::Form(format!("{}: {error}", path.display()));
+            for objective in sla::parse(&std::fs::read_to_string(path).map_err(unreadable)?)? {
+                all.retain(|documented| documented.name != objective.name);
+                all.push(objective);
+            }
+        }
+        Ok(all)
+    }
 }
 
 /// The node itself.

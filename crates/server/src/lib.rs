@@ -11,6 +11,7 @@ pub mod config;
 mod error;
 mod grpc;
 mod http;
+mod levels;
 mod metrics;
 pub mod sessions;
 mod wiring;

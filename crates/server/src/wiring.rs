@@ -9,7 +9,7 @@ use std::{
 
 use axum::serve::{Listener, ListenerExt as _};
 use bytes::Bytes;
-use consensus::{Leadership, Member, Node, NodeOptions, SystemClock};
+use consensus::{Leadership, Member, Node, NodeOptions, Observer, SystemClock};
 use engine::{Engine, Workers, workers::Patience};
 use futures_util::future::Either;
 use ids::{RegionId, ShardId};
@@ -26,6 +26,7 @@ use crate::{
     Config,
     backups::{self, Schedule},
     config, grpc, http,
+    levels::Levels,
     metrics::Metrics,
     sessions::Sessions,
 };
@@ -60,6 +61,9 @@ pub enum StartError {
     /// Its certificates.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// What it is to promise.
+    #[error("configuration: [sla]: {0}")]
+    Objectives(sla::Error),
 }
 
 /// A running node.
@@ -85,6 +89,8 @@ pub(crate) struct App {
     pub(crate) stopping: watch::Receiver<bool>,
     /// What is known of the backups on a schedule.
     pub(crate) backups: Schedule,
+    /// What is measured of what is promised.
+    pub(crate) levels: Arc<Levels>,
 }
 
 /// Who sent a request.
@@ -113,7 +119,9 @@ impl Server {
         let vendor = start_vendor(&config).await?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
         let identity = identify(&config, &http_listener, tls.as_ref()).await?;
-        let options = node_options(&config, identity, [http, grpc, peer], tls.clone());
+        let levels = Arc::new(Levels::new(config.sla.objectives().map_err(StartError::Objectives)?));
+        let mut options = node_options(&config, identity, [http, grpc, peer], tls.clone());
+        options.observer = Arc::clone(&levels) as Arc<dyn Observer>;
         let node = Node::start(options, peer_listener, Arc::new(SystemClock)).await?;
         let clock = node.clock();
         let patience = Patience {
@@ -135,13 +143,14 @@ impl Server {
             config: serde_json::to_value(&config).unwrap_or_default(),
             stopping: stopping.clone(),
             backups: Schedule::default(),
+            levels,
         });
         let weak = Arc::downgrade(&app);
         app.sessions.node().answer_with(move |question| {
             let app = weak.upgrade();
             Box::pin(async move {
                 match app {
-                    Some(app) => app.sessions.answer(question).await,
+                    Some(app) => app.sessions.answer(question, |wanted| app.levels.answer(wanted)).await,
                     None => Bytes::new(),
                 }
             })
@@ -359,6 +368,7 @@ fn node_options(
         log_entries_kept: config.node.log_entries_kept,
         intake_bytes_per_second: config.node.intake_mib_per_second << 20,
         block_cache_bytes: config.node.block_cache_mib << 20,
+        observer: Arc::new(()),
     }
 }
 

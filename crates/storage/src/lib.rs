@@ -16,6 +16,7 @@ mod directory;
 mod error;
 mod keys;
 mod log;
+mod notes;
 mod snapshot;
 mod state;
 
@@ -25,6 +26,7 @@ pub use directory::{Directory, Identity};
 pub use error::Error;
 pub use keys::{decode_key, encode_key};
 pub use log::{Done, LogDb, LogOptions, LogState, ShardLog};
+pub use notes::Note;
 pub use snapshot::{Exported, Import, row_checksum};
 pub use state::{Batch, StateDb, StateOptions, View};
 

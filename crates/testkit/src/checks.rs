@@ -67,6 +67,23 @@ pub fn dispatches_rise(id: &str, events: &[Value]) -> Vec<String> {
     found
 }
 
+/// C5: a step that answers with the id of its task (`session/step/dispatch`) has the answer of the dispatch that
+/// counts.
+#[must_use]
+pub fn outcomes_are_of_their_dispatch(id: &str, events: &[Value]) -> Vec<String> {
+    let mut found = Vec::new();
+    for event in events.iter().filter(|event| kind(event) == "step_completed") {
+        let Some(task) = event["data"]["output"].as_str().filter(|output| output.starts_with(id)) else {
+            continue;
+        };
+        let (by, counts) = (task.rsplit('/').next().unwrap_or_default(), &event["data"]["dispatch"]);
+        if counts.as_u64().map(|dispatch| dispatch.to_string()).as_deref() != Some(by) {
+            found.push(format!("{id}: {}: the answer of dispatch {by} counts for {counts}", step(event)));
+        }
+    }
+    found
+}
+
 /// C4: a session that has ended ended once, and last.
 #[must_use]
 pub fn ends_once(id: &str, events: &[Value]) -> Vec<String> {
@@ -140,6 +157,12 @@ mod tests {
         let stale =
             [event(0, "step_redispatched", "a", 3), event(1, "step_completed", "a", 2), good[2].clone()];
         assert_eq!(all(&stale), [0, 0, 1, 0]);
+        let of = |by: &str| {
+            let mut event = event(1, "step_completed", "a", 2);
+            event["data"]["output"] = json!(format!("s/0.1/{by}"));
+            outcomes_are_of_their_dispatch("s", &[event])
+        };
+        assert_eq!((of("2").len(), of("1").len()), (0, 1));
         let gap = [good[0].clone(), good[2].clone()];
         assert_eq!(all(&gap), [1, 0, 0, 0]);
         assert_eq!(all(&good[..2]), [0, 0, 0, 1]);

@@ -41,14 +41,14 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         broken += usize::from(!intact);
         match (remote.output, intact) {
             (Format::Json, _) => json(&verified),
-            (Format::Table, true) => {
+            (Format::Table | Format::Markdown, true) => {
                 line(format!(
                     "{id}: intact, {} events, head {}",
                     verified["events"],
                     text(&verified["head"])
                 ));
             }
-            (Format::Table, false) => {
+            (Format::Table | Format::Markdown, false) => {
                 line(format!("{id}: BROKEN at event {}", text(&verified["first_broken_seq"])));
             }
         }

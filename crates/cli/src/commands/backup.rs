@@ -135,7 +135,7 @@ async fn create(to: &str, keep: Option<usize>, remote: &Remote) -> anyhow::Resul
             "new_files": written.new_files, "new_bytes": written.new_bytes, "shared_files": written.shared_files,
             "deleted": deleted}))
         }
-        Format::Table => {
+        Format::Table | Format::Markdown => {
             line(format!(
                 "backup {} of {} bytes: {} files written ({} bytes), {} were there already",
                 manifest.id,
@@ -161,7 +161,7 @@ async fn list(from: &str, output: Format) -> anyhow::Result<ExitCode> {
     let all: Vec<Value> = manifests.iter().map(shown).collect();
     match output {
         Format::Json => json(&json!({"backups": all})),
-        Format::Table => table(
+        Format::Table | Format::Markdown => table(
             &[("BACKUP", "/id"), ("CREATED", "/created_at"), ("BYTES", "/bytes"), ("CLUSTER", "/cluster")],
             &all,
         ),
@@ -178,7 +178,7 @@ async fn verify(which: &Which, output: Format) -> anyhow::Result<ExitCode> {
     match output {
         Format::Json => json(&json!({"id": manifest.id, "good": good, "rows": verified.rows,
             "problems": verified.problems})),
-        Format::Table => {
+        Format::Table | Format::Markdown => {
             let verdict = if good { "good" } else { "NOT GOOD" };
             line(format!("backup {}: {verdict}, {} rows read", manifest.id, verified.rows));
             for problem in verified.problems {

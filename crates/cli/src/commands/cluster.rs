@@ -124,7 +124,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let answer = client.send(request).await?;
     match remote.output {
         Format::Json => print_json(&answer),
-        Format::Table => {
+        Format::Table | Format::Markdown => {
             for (name, value) in answer.as_object().into_iter().flatten() {
                 line(format!("{name} {}", text(value)));
             }
@@ -216,7 +216,7 @@ async fn add(remote: &Remote) -> anyhow::Result<ExitCode> {
     );
     match remote.output {
         Format::Json => print_json(&json!({"join": peers, "command": command})),
-        Format::Table => line(format!("On the new machine:\n  {command}")),
+        Format::Table | Format::Markdown => line(format!("On the new machine:\n  {command}")),
     }
     Ok(ExitCode::SUCCESS)
 }

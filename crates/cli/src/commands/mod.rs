@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod dev;
 pub(crate) mod node;
 pub(crate) mod sessions;
+pub(crate) mod sla;
 pub(crate) mod start;
 pub(crate) mod workers;
 pub(crate) mod workflows;

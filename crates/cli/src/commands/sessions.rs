@@ -227,7 +227,7 @@ async fn events(id: &str, follow: bool, from: u64, remote: &Remote) -> anyhow::R
     let client = remote.client()?;
     let print = |event: &Value| match remote.output {
         Format::Json => line(event),
-        Format::Table => line(format!(
+        Format::Table | Format::Markdown => line(format!(
             "{:>5}  {}  {:<20} {:<24} {}",
             text(&event["seq"]),
             text(&event["at"]),

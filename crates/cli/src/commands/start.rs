@@ -73,14 +73,14 @@ pub(crate) async fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
     if !args.wait {
         match args.remote.output {
             Format::Json => print_json(&started),
-            Format::Table => line(&id),
+            Format::Table | Format::Markdown => line(&id),
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if args.remote.output == Format::Table {
+    if args.remote.output != Format::Json {
         line(format!("session {id}"));
     }
-    let mut progress = Progress::new(args.remote.output == Format::Table);
+    let mut progress = Progress::new(args.remote.output != Format::Json);
     client
         .follow(&id, 0, |event| {
             progress.event(event);
@@ -144,7 +144,7 @@ fn finish(args: &StartArgs, client: &Client, session: &Value) -> anyhow::Result<
                 continue;
             };
             match workdir::write(out, path, content) {
-                Ok(at) if args.remote.output == Format::Table => {
+                Ok(at) if args.remote.output != Format::Json => {
                     let approved = file["approved"].as_bool() != Some(false);
                     line(format!(
                         "  {} {}",
@@ -163,7 +163,7 @@ fn finish(args: &StartArgs, client: &Client, session: &Value) -> anyhow::Result<
     let status = session["status"].as_str().unwrap_or_default();
     match args.remote.output {
         Format::Json => print_json(session),
-        Format::Table => {
+        Format::Table | Format::Markdown => {
             let usage = &session["usage"];
             line(format!(
                 "{status}: {} steps, {} tokens in, {} out, {:.6} USD",

@@ -43,7 +43,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let applied = client.send(client.request(Method::POST, "/v1/workflows")?.body(source)).await?;
             match remote.output {
                 Format::Json => json(&applied),
-                Format::Table => {
+                Format::Table | Format::Markdown => {
                     line(format!("{} version {}", text(&applied["name"]), text(&applied["version"])));
                 }
             }
@@ -52,7 +52,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let list = remote.client()?.get("/v1/workflows").await?;
             match remote.output {
                 Format::Json => json(&list),
-                Format::Table => {
+                Format::Table | Format::Markdown => {
                     let columns =
                         [("workflow", "/name"), ("version", "/version"), ("applied", "/applied_at")];
                     table(&columns, list["workflows"].as_array().map(Vec::as_slice).unwrap_or_default());
@@ -63,7 +63,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let shown = remote.client()?.get(&format!("/v1/workflows/{name}")).await?;
             match remote.output {
                 Format::Json => json(&shown),
-                Format::Table => line(text(&shown["source"])),
+                Format::Table | Format::Markdown => line(text(&shown["source"])),
             }
         }
     }

@@ -14,6 +14,7 @@ mod fixtures;
 mod grpc;
 mod returning;
 mod secrets;
+mod sla;
 mod snapshot;
 mod tls;
 mod workers;

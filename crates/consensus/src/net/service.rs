@@ -26,7 +26,7 @@ use super::{
     wire,
 };
 use crate::{
-    ClusterClock, Group, Member, ScrubReport, equality,
+    ClusterClock, Group, Member, Observer, ScrubReport, equality,
     members::{self, Change},
     raft::{SnapshotSource, records},
     versions,
@@ -56,6 +56,7 @@ pub(crate) struct Service {
     /// How fast states are taken in.
     pub(crate) intake: Pace,
     pub(crate) clock: Arc<ClusterClock>,
+    pub(crate) observer: Arc<dyn Observer>,
 }
 
 type Answer<T> = Result<tonic::Response<T>, Status>;

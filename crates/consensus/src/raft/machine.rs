@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use super::{Entry, LogId, Reply, StoredMembership, Types, records};
 use crate::{
-    Effects,
+    Effects, Observer,
     mutants::{self, Mutant},
+    observer::Told,
     versions,
 };
 
@@ -46,6 +47,7 @@ pub struct StateMachine {
     db: Arc<StateDb>,
     shard: ShardId,
     effects: Effects,
+    observer: Arc<dyn Observer>,
     applied: Arc<Mutex<Applied>>,
     /// The index of the first entry that is not applied.
     next: Arc<watch::Sender<u64>>,
@@ -90,10 +92,15 @@ impl StateMachine {
     ///
     /// The disk refuses, or what is there is corrupt.
     pub fn open(db: Arc<StateDb>, shard: ShardId) -> io::Result<Self> {
-        Self::with_effects(db, shard, Effects::new())
+        Self::watched(db, shard, Effects::new(), Arc::new(()))
     }
 
-    pub(crate) fn with_effects(db: Arc<StateDb>, shard: ShardId, effects: Effects) -> io::Result<Self> {
+    pub(crate) fn watched(
+        db: Arc<StateDb>,
+        shard: ShardId,
+        effects: Effects,
+        observer: Arc<dyn Observer>,
+    ) -> io::Result<Self> {
         let applied = match db.applied(shard)? {
             Some(bytes) => {
                 let (id, membership) = records::open_applied(&bytes)?;
@@ -105,6 +112,7 @@ impl StateMachine {
             db,
             shard,
             effects,
+            observer,
             flushed: Arc::new(Mutex::new(applied.clone())),
             next: Arc::new(watch::Sender::new(next_index(&applied))),
             applied: Arc::new(Mutex::new(applied)),
@@ -207,7 +215,7 @@ impl StateMachine {
                 }
                 Payload::Normal(entry) => {
                     self.check_version(&entry)?;
-                    apply_entry(&mut batch, &entry, &mut effects)
+                    apply_entry(&mut batch, self.observer.as_ref(), &entry, &mut effects)
                 }
             };
             applied.id = Some(log_id);
@@ -272,7 +280,12 @@ impl Decoded {
     }
 }
 
-fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &mut Vec<Effect>) -> Reply {
+fn apply_entry(
+    batch: &mut storage::Batch<'_>,
+    observer: &dyn Observer,
+    entry: &record::Entry,
+    effects: &mut Vec<Effect>,
+) -> Reply {
     let row = batch.shard();
     let expected = Position(row.position.0 + 1);
     if entry.position != expected {
@@ -298,7 +311,7 @@ fn apply_entry(batch: &mut storage::Batch<'_>, entry: &record::Entry, effects: &
         {
             resolve.dispatch = row.dispatch;
         }
-        let output = ::machine::apply(batch, &Input { now, command });
+        let output = ::machine::apply(&mut Told { batch, observer }, &Input { now, command });
         effects.extend(output.effects);
         output.outcome
     });

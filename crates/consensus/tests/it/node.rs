@@ -22,6 +22,7 @@ pub(crate) fn options(path: &std::path::Path) -> NodeOptions {
         intake_bytes_per_second: 1 << 30,
         free_bytes_min: 0,
         block_cache_bytes: 1 << 20,
+        observer: Arc::new(()),
     }
 }
 

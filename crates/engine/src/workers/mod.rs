@@ -83,7 +83,12 @@ impl Workers {
     }
 
     /// Answers another node, or this one. `running` tells what work of a session this node has under way.
-    pub async fn answer(&self, question: Bytes, running: impl FnOnce(SessionId) -> Vec<Running>) -> Bytes {
+    pub async fn answer(
+        &self,
+        question: Bytes,
+        running: impl FnOnce(SessionId) -> Vec<Running>,
+        measured: impl FnOnce(&[u8]) -> Bytes,
+    ) -> Bytes {
         let body = match Question::decode(question).ok().and_then(|question| question.body) {
             Some(question::Body::Running(session)) => {
                 let pieces = session.parse().map(running).unwrap_or_default().into_iter().map(|of| Piece {
@@ -94,6 +99,7 @@ impl Workers {
                 });
                 answer::Body::Running(peer::Running { pieces: pieces.collect() })
             }
+            Some(question::Body::Measured(wanted)) => answer::Body::Measured(measured(&wanted)),
             Some(body) => self.answer_body(body).await,
             None => answer::Body::Done(Empty {}),
         };
@@ -128,7 +134,7 @@ impl Workers {
                 let both = json!({"workers": self.pool.list(), "queues": self.matching.list()});
                 answer::Body::List(both.to_string().into())
             }
-            question::Body::Running(_) => done,
+            question::Body::Running(_) | question::Body::Measured(_) => done,
         }
     }
 

@@ -74,6 +74,7 @@ impl<T: Tables> Run<'_, T> {
                     self.recover(current, row, recover.block, done + 1);
                     return;
                 }
+                self.recovery_ended(&row, false);
             }
             row.status = StepStatus::Failed;
             row.ended_at = Some(self.now);

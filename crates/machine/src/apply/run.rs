@@ -5,9 +5,9 @@ use alloc::{sync::Arc, vec::Vec};
 use ids::{Attempt, Dispatch, ScopeId, Seq, SessionId, StepId, Timestamp};
 
 use crate::{
-    Definition, Effect, Event, EventData, Failure, FailureClass, Key, Node, NodeKind, OutputRef, PendingRow,
-    Refusal, Row, SessionError, SessionRow, SessionStatus, StepDetail, StepRow, StepStatus, Tables,
-    TimerKind, Value, Wait, Work, event_digest,
+    Definition, Effect, Event, EventData, Fact, Failure, FailureClass, Key, Node, NodeKind, Observed,
+    OutputRef, PendingRow, Refusal, Row, SessionError, SessionRow, SessionStatus, StepDetail, StepRow,
+    StepStatus, Tables, TimerKind, Value, Wait, Work, event_digest,
 };
 
 /// A session being changed. Dropped without [`Run::finish`], nothing of the session's own row is written; so every
@@ -96,8 +96,21 @@ impl<'a, T: Tables> Run<'a, T> {
         let event = Event { seq, at: self.now, step, data };
         self.row.head = event_digest(self.row.head, &event);
         self.row.next_seq = Seq(seq.0 + 1);
+        self.observe(Fact::Appended(&event));
         self.tables.put(Key::Event(self.id, seq), Row::Event(event, self.row.head));
         seq
+    }
+
+    fn observe(&mut self, fact: Fact<'_>) {
+        let session = Observed { session: self.id, row: &self.row, definition: &self.definition };
+        self.tables.observe(&session, fact);
+    }
+
+    pub(super) fn recovery_ended(&mut self, row: &StepRow, well: bool) {
+        if let StepDetail::Recovery { .. } = row.detail {
+            let failed = row.failed.and_then(|seq| self.tables.event(self.id, seq));
+            self.observe(Fact::RecoveryEnded { failed_at: failed.map(|event| event.at), at: self.now, well });
+        }
     }
 
     pub(super) fn node(&self, step: StepId) -> Node {
@@ -236,6 +249,7 @@ impl<'a, T: Tables> Run<'a, T> {
         report: Option<crate::Report>,
     ) {
         self.settle(step, &mut row);
+        self.recovery_ended(&row, true);
         let stored_here = value.is_some();
         let seq = self.event(
             Some(step),

@@ -2,6 +2,7 @@
 
 mod backups;
 mod cluster;
+mod levels;
 mod problem;
 mod sessions;
 mod system;
@@ -57,6 +58,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster/drain", post(cluster::drain))
         .route("/v1/cluster/finalize", post(cluster::finalize))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
+        .route("/v1/sla", get(levels::report))
         .route("/v1/backups", post(backups::begin))
         .route("/v1/backups/{id}", delete(backups::end))
         .route("/v1/backups/{id}/files/{name}", get(backups::file))
@@ -93,8 +95,31 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let took: Duration = started.elapsed();
     app.metrics.request_seconds.observe(took.as_secs_f64());
     let status = response.status().as_u16();
+    // What streams, or waits for a session, takes as long as that does; health and metrics are for nobody's session.
+    if is_measured(&route, &method) {
+        app.levels.answered(app.sessions.node().clock().wall(), took, status >= 500);
+    }
     app.metrics.requests.get_or_create(&RequestLabels { route, method, status }).inc();
     response
+}
+
+/// Whether a request counts for the latency that is promised.
+fn is_measured(route: &str, method: &str) -> bool {
+    let reads_a_stream = route.ends_with("/events");
+    (route.starts_with("/v1/sessions") || route.starts_with("/v1/workflows"))
+        && !(reads_a_stream && method == "GET")
+}
+
+/// Whoever sent a request.
+pub(crate) struct Caller(pub(crate) Principal);
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        principal(app, header).map(Self)
+    }
 }
 
 /// The tenant of a request, by its bearer token.

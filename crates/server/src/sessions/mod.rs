@@ -118,11 +118,11 @@ impl Sessions {
     }
 
     /// Answers another node, or this one.
-    pub(crate) async fn answer(&self, question: Bytes) -> Bytes {
+    pub(crate) async fn answer(&self, question: Bytes, measured: impl FnOnce(&[u8]) -> Bytes) -> Bytes {
         let running = |id: SessionId| {
             self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default()
         };
-        self.workers.answer(question, running).await
+        self.workers.answer(question, running, measured).await
     }
 
     pub(crate) fn providers(&self) -> Vec<ProviderStatus> {

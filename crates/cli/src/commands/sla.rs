@@ -1,0 +1,94 @@
+//! `sla`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::{
+    Remote,
+    output::{Format, json as print_json, line, table, text},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// What came of every objective: target, number, percentiles, and what is left of the error budget. Exit code 4 if
+    /// one is missed.
+    Report {
+        /// Over this window instead of each objective's own: 1m, 5m, 1h, 24h or 30d.
+        #[arg(long)]
+        window: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Report { window, remote } = command;
+    let query = window.map(|window| format!("?window={window}")).unwrap_or_default();
+    let report = remote.client()?.get(&format!("/v1/sla{query}")).await?;
+    let outcomes = report["objectives"].as_array().cloned().unwrap_or_default();
+    if remote.output == Format::Json {
+        print_json(&report);
+    } else {
+        let rows: Vec<Value> = outcomes.iter().map(row).collect();
+        let columns = [
+            ("objective", "/objective"),
+            ("target", "/target"),
+            ("now", "/value"),
+            ("P50", "/p50"),
+            ("P95", "/p95"),
+            ("P99", "/p99"),
+            ("n", "/n"),
+            ("within", "/compliance"),
+            ("budget left", "/budget_left"),
+            ("burn 1h", "/burn"),
+            ("window", "/window"),
+            ("", "/state"),
+        ];
+        table(&columns, &rows);
+        for node in report["nodes_missing"].as_array().into_iter().flatten() {
+            line(format!("node {} did not answer: what only it has measured is missing", text(node)));
+        }
+    }
+    let missed = outcomes.iter().any(|outcome| outcome["state"] == "missed");
+    Ok(if missed { ExitCode::from(4) } else { ExitCode::SUCCESS })
+}
+
+fn row(outcome: &Value) -> Value {
+    let is_share = outcome["unit"] == "share";
+    let number = |value: &Value| match value.as_f64() {
+        None => "-".to_owned(),
+        Some(share) if is_share => percent(share),
+        Some(ms) => duration(ms),
+    };
+    let ms = |field: &str| outcome[field].as_f64().map_or_else(|| "-".to_owned(), duration);
+    let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), percent);
+    json!({
+        "objective": outcome["objective"],
+        "target": format!("{} {} {}", text(&outcome["statistic"]), text(&outcome["comparator"]), number(&outcome["target"])),
+        "value": number(&outcome["value"]),
+        "p50": ms("p50"), "p95": ms("p95"), "p99": ms("p99"),
+        "n": outcome["n"],
+        "compliance": share(&outcome["compliance"]),
+        "budget_left": share(&outcome["budget_left"]),
+        "burn": outcome["burn"]["1h"].as_f64().map_or_else(|| "-".to_owned(), |burn| format!("{burn:.2}")),
+        "window": outcome["window"],
+        "state": text(&outcome["state"]).replace('_', " "),
+    })
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+/// Milliseconds for people.
+fn duration(ms: f64) -> String {
+    if ms < 1_000.0 {
+        format!("{ms:.1} ms")
+    } else if ms < 120_000.0 {
+        format!("{:.1} s", ms / 1_000.0)
+    } else {
+        format!("{:.1} min", ms / 60_000.0)
+    }
+}

@@ -1,0 +1,162 @@
+//! What the system says of its service levels, against what its event logs say.
+
+use std::collections::BTreeMap;
+
+use chaos::api::Api;
+use providers::simulated;
+use serde_json::{Value, json};
+use testkit::{Cluster, free_address, wait_until};
+
+use crate::fixture::PATIENCE;
+
+const WORKFLOW: &str = "\
+name: measured
+steps:
+  - {id: write, agent: {role: executor, prompt: 'write {{ input }}'}}
+  - {id: check, agent: {role: auditor, prompt: 'check {{ steps.write.output }}'}}
+";
+/// Promises: one that the slow vendor breaks, and one that holds.
+const OBJECTIVES: &str = "\
+[[objectives]]
+name = \"audit\"
+indicator = \"agent_response\"
+role = \"auditor\"
+statistic = \"p95\"
+target = \"60ms\"
+
+[[objectives]]
+name = \"writing\"
+indicator = \"agent_response\"
+role = \"executor\"
+statistic = \"p50\"
+target = \"20s\"
+";
+const SESSIONS: usize = 40;
+
+/// Microseconds of the day.
+fn micros(time: &Value) -> i64 {
+    let text = time.as_str().unwrap();
+    let clock = text.split_once('T').unwrap().1.trim_end_matches('Z');
+    let mut parts = clock.splitn(3, ':');
+    let (hours, minutes) = (parts.next().unwrap(), parts.next().unwrap());
+    let (seconds, fraction) = parts.next().unwrap().split_once('.').unwrap();
+    let number = |text: &str| text.parse::<i64>().unwrap();
+    let whole = (number(hours) * 60 + number(minutes)) * 60 + number(seconds);
+    whole * 1_000_000 + number(&format!("{fraction:0<6}")[..6])
+}
+
+fn took(from: &Value, to: &Value) -> u64 {
+    u64::try_from((micros(to) - micros(from)).rem_euclid(86_400_000_000)).unwrap()
+}
+
+/// What the event logs say: durations in microseconds, by role, and of whole sessions.
+async fn from_events(api: &Api, sessions: &[String]) -> BTreeMap<&'static str, Vec<u64>> {
+    let mut durations: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
+    for id in sessions {
+        let page = api.get(&format!("/v1/sessions/{id}/events?limit=500")).await.unwrap();
+        let events = page["events"].as_array().unwrap();
+        for event in events {
+            let name = match (event["type"].as_str().unwrap(), event["data"]["report"]["provider"].as_str()) {
+                ("step_completed", Some("v0")) => "executor",
+                ("step_completed", Some("v1")) => "auditor",
+                _ => continue,
+            };
+            durations.entry(name).or_default().push(took(&event["data"]["started_at"], &event["at"]));
+        }
+        durations.entry("sessions").or_default().push(took(&events[0]["at"], &events.last().unwrap()["at"]));
+    }
+    durations.values_mut().for_each(|of| of.sort_unstable());
+    durations
+}
+
+fn percentile(sorted: &[u64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    u32::try_from(sorted[rank - 1]).map(f64::from).unwrap() / 1_000.0
+}
+
+fn is_close(said: &Value, computed: f64) -> bool {
+    let said = said.as_f64().unwrap();
+    (said - computed).abs() <= computed / 1_000.0
+}
+
+fn find<'a>(list: &'a Value, field: &str, value: &str) -> &'a Value {
+    list.as_array().unwrap().iter().find(|of| of[field] == value).unwrap_or_else(|| panic!("{value}: {list}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_levels_are_those_of_the_event_logs_on_every_node() {
+    let temp = tempfile::tempdir().unwrap();
+    let vendor = async |latency_min_ms, latency_max_ms| {
+        let options = simulated::Options { latency_min_ms, latency_max_ms, ..Default::default() };
+        simulated::serve(free_address().unwrap(), options, vec![]).await.unwrap()
+    };
+    let (quick, slow) = (vendor(1, 20).await, vendor(80, 200).await);
+    let objectives = temp.path().join("objectives.toml");
+    std::fs::write(&objectives, OBJECTIVES).unwrap();
+    let config = chaos::crash::node_config(&[quick.base_url(), slow.base_url()], 30_000)
+        .replace("[roles]\n", "[roles]\nexecutor = [\"v0/m\"]\nauditor = [\"v1/m\"]\n")
+        + &format!("[sla]\nobjectives = {:?}\n", objectives.display().to_string());
+    let mut cluster = Cluster::start(&temp.path().join("nodes"), 3, &config).await.unwrap();
+    let apis: Vec<Api> = cluster.urls().iter().map(|url| Api::new(url).unwrap()).collect();
+    apis[0].apply(WORKFLOW).await.unwrap();
+    let mut sessions = Vec::new();
+    for number in 0..SESSIONS {
+        let api = &apis[number % apis.len()];
+        sessions.push(api.start("measured", &format!("key-{number}"), &json!(number)).await.unwrap());
+    }
+    for id in &sessions {
+        let ended = wait_until("a session's end", PATIENCE, async || {
+            (apis[0].get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
+        });
+        ended.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    }
+    let computed = from_events(&apis[0], &sessions).await;
+    let agrees = |report: &Value| {
+        let audit = find(&report["objectives"], "objective", "audit");
+        let writing = find(&report["objectives"], "objective", "writing");
+        let whole = find(&report["objectives"], "objective", "session completion");
+        for (outcome, durations) in
+            [(audit, &computed["auditor"]), (writing, &computed["executor"]), (whole, &computed["sessions"])]
+        {
+            assert_eq!(outcome["n"], durations.len(), "{outcome}");
+            assert_eq!(durations.len(), SESSIONS);
+            for (name, percent) in [("p50", 50), ("p95", 95), ("p99", 99)] {
+                let expected = percentile(durations, percent);
+                assert!(is_close(&outcome[name], expected), "{name}: {expected} in {outcome}");
+            }
+        }
+        let late = computed["auditor"].iter().filter(|took| **took > 60_000).count();
+        let within =
+            f64::from(u32::try_from(SESSIONS - late).unwrap()) / f64::from(u32::try_from(SESSIONS).unwrap());
+        assert_eq!((audit["state"].as_str(), audit["compliance"].as_f64()), (Some("missed"), Some(within)));
+        assert_eq!(writing["state"], "met", "{writing}");
+        assert_eq!(find(&report["objectives"], "objective", "cache hits")["state"], "insufficient_data");
+    };
+    for api in &apis {
+        let report = api.get("/v1/sla").await.unwrap();
+        agrees(&report);
+        assert_eq!(report["nodes_missing"], json!([]));
+        let uptime = find(&report["objectives"], "objective", "uptime");
+        assert!(uptime["n"].as_u64().unwrap() > 0, "{uptime}");
+    }
+    // A node that is killed is said to be missing, and takes nothing with it; it comes back with less, and is not
+    // believed.
+    cluster.kill(0).unwrap();
+    let report = apis[1].get("/v1/sla").await.unwrap();
+    agrees(&report);
+    assert_eq!(report["nodes_missing"].as_array().unwrap().len(), 1);
+    cluster.restart(0).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    agrees(&apis[0].get("/v1/sla").await.unwrap());
+    // All stop cleanly, and nothing is forgotten.
+    for number in cluster.members() {
+        assert_eq!(cluster.stop(number).await.unwrap(), Some(0), "{}", cluster.log_tails());
+    }
+    for number in cluster.members() {
+        cluster.spawn(number).unwrap();
+    }
+    cluster.until_whole().await.unwrap();
+    agrees(&apis[2].get("/v1/sla?window=1h").await.unwrap());
+    let refused = apis[2].get("/v1/sla?window=2h").await.unwrap_err();
+    assert!(format!("{refused:#}").contains("24h"), "{refused:#}");
+}

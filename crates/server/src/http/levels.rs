@@ -1,0 +1,38 @@
+//! The route of service levels.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use sla::Window;
+
+use super::Caller;
+use crate::{error::ApiError, wiring::App};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    window: Option<String>,
+}
+
+/// What came of what is promised: of all sessions for who may act for the cluster, else of the tenant's.
+pub(super) async fn report(
+    State(app): State<Arc<App>>,
+    Caller(caller): Caller,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Value>, ApiError> {
+    let window = match wanted.window.as_deref() {
+        None => None,
+        Some(name) => Some(Window::named(name).ok_or_else(|| {
+            let known = Window::ALL.map(Window::name).join(", ");
+            ApiError::invalid(format!("window {name:?} is none of {known}"))
+        })?),
+    };
+    let node = app.sessions.node();
+    let tenant = (!caller.admin).then_some(caller.tenant.as_str());
+    Ok(Json(app.levels.report(&node.peers(), node.clock().wall(), window, tenant).await))
+}

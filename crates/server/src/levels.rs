@@ -1,0 +1,200 @@
+//! Service levels of the cluster: what this node measures, what all of them have measured, and what came of what is
+//! promised.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use consensus::{Observer, Peers};
+use futures_util::future::join_all;
+use ids::{NodeId, Timestamp};
+use machine::{Fact, Observed};
+use prost::Message as _;
+use proto::{
+    envelope::{self, Kind},
+    peer::{Answer, Question, answer, question},
+};
+use serde_json::{Value, json};
+use sla::{
+    Indicator, Labels, Level, Objective, Recorder, Scope, Series, Window, facts::Facts, merge, message,
+    report,
+};
+use storage::Note;
+
+/// How long another node is waited for.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What this node measures.
+#[derive(Debug)]
+pub(crate) struct Levels {
+    recorder: Arc<Recorder>,
+    facts: Facts,
+    objectives: Vec<Objective>,
+}
+
+impl Levels {
+    pub(crate) fn new(objectives: Vec<Objective>) -> Self {
+        let recorder = Arc::new(Recorder::default());
+        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives }
+    }
+
+    /// An answer of the API to a tenant.
+    pub(crate) fn answered(&self, at: Timestamp, took: Duration, failed: bool) {
+        let labels = Labels::default();
+        if failed {
+            self.recorder.happened(Indicator::ApiLatency, labels, at, false);
+        } else {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.recorder.took(Indicator::ApiLatency, labels, at, micros);
+        }
+    }
+
+    /// Answers another node that asks what this one has counted.
+    pub(crate) fn answer(&self, wanted: &[u8]) -> Bytes {
+        let slots = match message::Wanted::decode(wanted) {
+            Ok(wanted) => {
+                Level::of_seconds(wanted.seconds).map(|level| self.recorder.read(level, wanted.from))
+            }
+            Err(_) => None,
+        };
+        message::Slots { slots: slots.unwrap_or_default() }.encode_to_vec().into()
+    }
+
+    /// What all nodes have counted, and those that did not say.
+    async fn measured(&self, peers: &Peers, now: Timestamp) -> (report::Measured, BTreeSet<NodeId>) {
+        let mut silent = BTreeSet::new();
+        let mut merged = Vec::new();
+        for level in Level::ALL {
+            let longest = Window::ALL.into_iter().map(Window::slots).filter(|(of, _)| *of == level);
+            let count = longest.map(|(_, count)| count).max().unwrap_or(0);
+            let from = level.slot(now).saturating_sub(count);
+            let wanted = message::Wanted { seconds: level.seconds(), from };
+            let asked = peers.nodes().into_iter().map(|node| async move {
+                let body = question::Body::Measured(wanted.encode_to_vec().into());
+                let question = Question { body: Some(body) }.encode_to_vec();
+                let answer = peers.ask(node, question.into(), ASK_TIMEOUT).await.ok()?;
+                match Answer::decode(answer).ok()?.body? {
+                    answer::Body::Measured(slots) => Some((node, message::Slots::decode(slots).ok()?.slots)),
+                    _ => None,
+                }
+            });
+            let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+            let heard: BTreeSet<NodeId> = answers.iter().map(|(node, _)| *node).collect();
+            silent.extend(peers.nodes().difference(&heard));
+            merged.push(merge(answers.into_iter().map(|(_, slots)| slots).collect()));
+        }
+        let mut merged = merged.into_iter();
+        let mut next = || merged.next().unwrap_or_default();
+        (report::Measured { minutes: next(), hours: next(), days: next() }, silent)
+    }
+
+    /// What came of every promise, over its window or another one, as a tenant may see it: of the sessions of others,
+    /// nothing.
+    pub(crate) async fn report(
+        &self,
+        peers: &Peers,
+        now: Timestamp,
+        window: Option<Window>,
+        tenant: Option<&str>,
+    ) -> Value {
+        let (measured, silent) = self.measured(peers, now).await;
+        let visible = |series: &Series| match tenant {
+            Some(tenant) => series.indicator.scope() == Scope::Node || series.tenant == tenant,
+            None => true,
+        };
+        let outcomes: Vec<report::Outcome> = self
+            .objectives
+            .iter()
+            .filter_map(|objective| of_tenant(objective, tenant))
+            .map(|objective| report::evaluate(&objective, window, &measured, now))
+            .collect();
+        let shown = window.unwrap_or(Window::Hour);
+        let every: BTreeSet<&Series> =
+            measured.days.series().chain(measured.minutes.series()).filter(|of| visible(of)).collect();
+        let series: Vec<Value> = every
+            .into_iter()
+            .filter_map(|series| {
+                let cell = measured.of(|of| of == series, shown, now);
+                let ms = |micros: Option<u64>| {
+                    micros.map(|micros| Duration::from_micros(micros).as_secs_f64() * 1e3)
+                };
+                (cell.count() > 0).then(|| {
+                    json!({"indicator": series.indicator.name(), "tenant": series.tenant,
+                        "workflow": series.workflow, "role": series.role, "provider": series.provider,
+                        "node": series.node, "n": cell.good, "failed": cell.bad,
+                        "p50": ms(cell.percentile(50.0)), "p95": ms(cell.percentile(95.0)),
+                        "p99": ms(cell.percentile(99.0)), "max": ms(cell.max()),
+                        "mean": cell.mean().filter(|_| cell.max().is_some()).map(|micros| micros / 1e3)})
+                })
+            })
+            .collect();
+        json!({
+            "at": now.to_string(),
+            "objectives": outcomes,
+            "series_window": shown.name(),
+            "series": series,
+            "nodes_missing": silent.iter().map(|node| node.0).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// An objective as it is of a tenant's sessions; `None` if it is of another's.
+fn of_tenant(objective: &Objective, tenant: Option<&str>) -> Option<Objective> {
+    let mut objective = objective.clone();
+    if let (Some(tenant), Scope::Replicas) = (tenant, objective.indicator.scope()) {
+        if !objective.tenant.is_empty() && objective.tenant != tenant {
+            return None;
+        }
+        tenant.clone_into(&mut objective.tenant);
+    }
+    Some(objective)
+}
+
+/// What a slot is called among the node's notes.
+fn key(seconds: u32, number: u64) -> Bytes {
+    [&b"s"[..], &seconds.to_be_bytes(), &number.to_be_bytes()].concat().into()
+}
+
+impl Observer for Levels {
+    fn observe(&self, session: &Observed<'_>, fact: Fact<'_>) {
+        self.facts.observe(session, fact);
+    }
+
+    fn probed(&self, node: NodeId, answered: bool, at: Timestamp) {
+        let node = node.to_string();
+        self.recorder.happened(Indicator::Uptime, Labels { node: &node, ..Labels::default() }, at, answered);
+    }
+
+    fn compared(&self, node: NodeId, equal: bool, at: Timestamp) {
+        let node = node.to_string();
+        self.recorder.happened(
+            Indicator::DataPersistence,
+            Labels { node: &node, ..Labels::default() },
+            at,
+            equal,
+        );
+    }
+
+    fn changes(&self, now: Timestamp) -> Vec<Note> {
+        let gone = self.recorder.tidy(now);
+        let gone =
+            gone.into_iter().map(|(level, number)| Note { key: key(level.seconds(), number), value: None });
+        let changed = self.recorder.changes().into_iter().map(|slot| {
+            let value = Some(envelope::seal(Kind::Measured, &slot));
+            Note { key: key(slot.seconds, slot.number), value }
+        });
+        gone.chain(changed).collect()
+    }
+
+    fn restore(&self, notes: Vec<Note>) {
+        let slots = notes.into_iter().filter_map(|note| {
+            match envelope::unseal::<message::Slot>(Kind::Measured, note.value.as_deref()?) {
+                Ok(slot) => Some(slot),
+                Err(error) => {
+                    tracing::warn!(%error, key = ?note.key, "a measurement can not be read, and is left out");
+                    None
+                }
+            }
+        });
+        self.recorder.restore(slots);
+    }
+}

@@ -1,0 +1,134 @@
+//! What was counted of one series in one stretch of time.
+
+use bytes::Bytes;
+use hdrhistogram::{
+    Histogram,
+    serialization::{Deserializer, Serializer as _, V2Serializer},
+};
+use proto::sla as message;
+
+use crate::{Indicator, Series, indicator::Kind};
+
+/// Significant digits of durations: they are exact to 0.1 %.
+const DIGITS: u8 = 3;
+
+/// Counts, and durations in microseconds.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// How many went right.
+    pub good: u64,
+    /// How many went wrong.
+    pub bad: u64,
+    /// The sum of the durations of those that went right, in microseconds.
+    pub sum: u64,
+    durations: Option<Histogram<u64>>,
+}
+
+impl Cell {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        let durations = match kind {
+            Kind::Durations => Histogram::new(DIGITS).ok(),
+            Kind::Ratio => None,
+        };
+        Self { good: 0, bad: 0, sum: 0, durations }
+    }
+
+    /// Something went right, and took so long.
+    pub fn took(&mut self, micros: u64) {
+        self.good += 1;
+        self.sum = self.sum.saturating_add(micros);
+        if let Some(durations) = &mut self.durations {
+            // It grows with its values.
+            let _ = durations.record(micros.max(1));
+        }
+    }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.good + self.bad
+    }
+
+    /// Adds what another has counted.
+    pub fn add(&mut self, other: &Self) {
+        self.good += other.good;
+        self.bad += other.bad;
+        self.sum = self.sum.saturating_add(other.sum);
+        if let (Some(ours), Some(theirs)) = (&mut self.durations, &other.durations) {
+            // It grows with its values, so nothing is beyond it.
+            let _ = ours.add(theirs);
+        }
+    }
+
+    /// The duration that so many of a hundred do not exceed, in microseconds; `None` without any.
+    #[must_use]
+    pub fn percentile(&self, percentile: f64) -> Option<u64> {
+        let durations = self.durations.as_ref().filter(|durations| !durations.is_empty())?;
+        Some(durations.value_at_quantile(percentile / 100.0))
+    }
+
+    /// The longest duration, in microseconds.
+    #[must_use]
+    pub fn max(&self) -> Option<u64> {
+        self.durations.as_ref().filter(|durations| !durations.is_empty()).map(Histogram::max)
+    }
+
+    /// The mean duration, in microseconds: exact.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "a mean of durations")]
+    pub fn mean(&self) -> Option<f64> {
+        (self.good > 0).then(|| self.sum as f64 / self.good as f64)
+    }
+
+    /// How many took so long at most.
+    #[must_use]
+    pub fn within(&self, micros: u64) -> u64 {
+        self.durations.as_ref().map_or(self.good, |durations| durations.count_between(0, micros))
+    }
+
+    pub(crate) fn encode(&self, series: &Series) -> message::Series {
+        let mut durations = Vec::new();
+        if let Some(histogram) = &self.durations {
+            // Writing into memory does not fail.
+            let _ = V2Serializer::new().serialize(histogram, &mut durations);
+        }
+        message::Series {
+            indicator: series.indicator.name().to_owned(),
+            tenant: series.tenant.clone(),
+            workflow: series.workflow.clone(),
+            role: series.role.clone(),
+            provider: series.provider.clone(),
+            node: series.node.clone(),
+            good: self.good,
+            bad: self.bad,
+            sum: self.sum,
+            durations: durations.into(),
+        }
+    }
+
+    /// `None` for an indicator, or durations, that this version does not know.
+    pub(crate) fn decode(of: message::Series) -> Option<(Series, Self)> {
+        let indicator = Indicator::named(&of.indicator)?;
+        let durations = match indicator.kind() {
+            Kind::Ratio => None,
+            Kind::Durations => Some(decode_durations(&of.durations)?),
+        };
+        let series = Series {
+            indicator,
+            tenant: of.tenant,
+            workflow: of.workflow,
+            role: of.role,
+            provider: of.provider,
+            node: of.node,
+        };
+        Some((series, Self { good: of.good, bad: of.bad, sum: of.sum, durations }))
+    }
+}
+
+fn decode_durations(bytes: &Bytes) -> Option<Histogram<u64>> {
+    let mut histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_ref()).ok()?;
+    histogram.auto(true);
+    Some(histogram)
+}

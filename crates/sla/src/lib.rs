@@ -1,0 +1,26 @@
+//! Service levels, measured by the system itself.
+//!
+//! - [`Recorder`] counts: an [`Indicator`] with [`Labels`], by the minute, the hour and the day. Durations go into
+//!   HdrHistograms of three significant digits, so that what is merged is as exact as what was recorded.
+//! - [`facts`] turns what happens to sessions, as a replica applies it, into indicators. Their times are those of the
+//!   log, so that every replica counts the same; [`merge`] takes of each the one that has counted most, as whoever was
+//!   away has counted less. What only one node can see (the latency of its API) is added up.
+//! - [`Objective`] says what is promised, [`report`] what came of it in a window.
+//! - **Absent:** the network, the disk, the clock: who owns a recorder has them.
+
+mod cell;
+pub mod facts;
+mod indicator;
+mod merge;
+mod objective;
+mod recorder;
+pub mod report;
+
+pub use cell::Cell;
+pub use indicator::{Indicator, Kind, Labels, Scope, Series};
+pub use merge::{Merged, merge};
+pub use objective::{Comparator, Error, Objective, Statistic, built_in, parse};
+pub use recorder::{Level, Recorder, Window};
+
+/// What nodes tell one another.
+pub use proto::sla as message;

@@ -1,0 +1,87 @@
+//! What several nodes have counted, as one.
+
+use std::collections::BTreeMap;
+
+use proto::sla as message;
+
+use crate::{Cell, Scope, Series, indicator::Kind};
+
+/// What was counted in all, by series and slot.
+#[derive(Debug, Default)]
+pub struct Merged {
+    cells: BTreeMap<(Series, u64), Cell>,
+}
+
+/// Merges the slots of one length that nodes have answered. Of what every replica counts, the one is taken that has
+/// counted most in a slot: a replica that was away, or was started again, has counted less. What one node only sees is
+/// added up.
+#[must_use]
+pub fn merge(of_nodes: Vec<Vec<message::Slot>>) -> Merged {
+    let mut merged = Merged::default();
+    for slot in of_nodes.into_iter().flatten() {
+        for (series, cell) in slot.series.into_iter().filter_map(Cell::decode) {
+            let scope = series.indicator.scope();
+            match merged.cells.entry((series, slot.number)) {
+                std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(cell)),
+                std::collections::btree_map::Entry::Occupied(mut entry) => match scope {
+                    Scope::Node => entry.get_mut().add(&cell),
+                    Scope::Replicas if cell.count() > entry.get().count() => drop(entry.insert(cell)),
+                    Scope::Replicas => {}
+                },
+            }
+        }
+    }
+    merged
+}
+
+impl Merged {
+    /// What was counted of the series that a question is about, in the slots that it is about.
+    pub fn select(&self, series: impl Fn(&Series) -> bool, slot: impl Fn(u64) -> bool) -> Cell {
+        let mut found: Option<Cell> = None;
+        for ((of, number), cell) in &self.cells {
+            if slot(*number) && series(of) {
+                match &mut found {
+                    Some(found) => found.add(cell),
+                    None => found = Some(cell.clone()),
+                }
+            }
+        }
+        found.unwrap_or_else(|| Cell::new(Kind::Ratio))
+    }
+
+    /// What was counted in all, in the slots that a question is about.
+    pub fn all(&self, slot: impl Fn(u64) -> bool) -> Cell {
+        self.select(|_| true, slot)
+    }
+
+    /// All series.
+    pub fn series(&self) -> impl Iterator<Item = &Series> {
+        self.cells.keys().map(|(series, _)| series)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ids::Timestamp;
+
+    use super::*;
+    use crate::{Indicator, Labels, Level, Recorder};
+
+    #[test]
+    fn replicas_are_not_counted_twice_and_nodes_are_added_up() {
+        let (whole, restarted) = (Recorder::default(), Recorder::default());
+        let at = Timestamp(60_000_000);
+        for micros in [1_000, 2_000, 3_000] {
+            whole.took(Indicator::AgentResponse, Labels::default(), at, micros);
+            whole.took(Indicator::ApiLatency, Labels::default(), at, micros);
+        }
+        restarted.took(Indicator::AgentResponse, Labels::default(), at, 3_000);
+        restarted.took(Indicator::ApiLatency, Labels::default(), at, 9_000);
+        let merged = merge(vec![restarted.read(Level::Minute, 0), whole.read(Level::Minute, 0)]);
+        let of = |indicator| merged.select(|series| series.indicator == indicator, |_| true);
+        assert_eq!((of(Indicator::AgentResponse).count(), of(Indicator::ApiLatency).count()), (3, 4));
+        assert_eq!(of(Indicator::AgentResponse).percentile(50.0), Some(2_000));
+        assert_eq!(of(Indicator::ApiLatency).sum, 15_000);
+        assert_eq!(of(Indicator::Uptime).count(), 0);
+    }
+}
