@@ -34,6 +34,12 @@ docs-test: setup ## Runs the commands of docs/operations.md, in an empty directo
 	cargo build --locked --workspace --bins
 	PATH="$(abspath $(TARGET))/debug:$(abspath $(TARGET))/previous:$$PATH" docs/run-blocks.sh docs/operations.md
 
+ui-test: setup ## Clicks through the dashboard in headless Chromium: SCREENSHOTS=directory keeps pictures.
+	@deploy/dev/setup.sh browser
+	cargo build --locked --workspace --bins
+	npm ci --silent --prefix crates/server/ui-test
+	BINARY="$(abspath $(TARGET))/debug/orchestra" node crates/server/ui-test/test.js
+
 lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.
 	@deploy/dev/setup.sh cargo-deny
 	cargo fmt --all --check
@@ -73,4 +79,4 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo cluster test docs-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench
+.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the build needs and is missing; with `testing`, what tests need besides; with `cargo-deny`, what
+# Installs what the build needs and is missing; with `testing`, what tests need besides; with `browser`, what
+# clicking through the dashboard needs; with `cargo-deny`, what
 # `make lint` needs. Does nothing where all is there.
 set -euo pipefail
 
@@ -20,6 +21,10 @@ if [ "${1:-}" = testing ]; then
   # Nodes with a wrong clock.
   compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so*' >/dev/null \
     || compgen -G '/usr/lib*/faketime/libfaketimeMT.so*' >/dev/null || missing+=(libfaketime)
+fi
+if [ "${1:-}" = browser ]; then
+  [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)
+  command -v npm >/dev/null || missing+=(nodejs npm)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 

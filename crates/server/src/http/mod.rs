@@ -6,6 +6,7 @@ mod levels;
 mod problem;
 mod sessions;
 mod system;
+mod ui;
 pub(crate) mod waiting;
 mod workers;
 
@@ -58,6 +59,8 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster/drain", post(cluster::drain))
         .route("/v1/cluster/finalize", post(cluster::finalize))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
+        .route("/", get(ui::page))
+        .route("/ui/{file}", get(ui::file))
         .route("/v1/sla", get(levels::report))
         .route("/v1/backups", post(backups::begin))
         .route("/v1/backups/{id}", delete(backups::end))

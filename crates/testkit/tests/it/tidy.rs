@@ -135,6 +135,8 @@ fn files_are_of_a_size_that_can_be_read() {
 fn the_tests_that_the_documents_name_exist() {
     let text = fs::read_to_string(root().join("docs/capabilities.md")).unwrap();
     let sources: String = sources().into_iter().map(|(_, text)| text).collect();
+    let (ci, makefile) = (root().join(".ci/run"), root().join("Makefile"));
+    let (ci, makefile) = (fs::read_to_string(ci).unwrap(), fs::read_to_string(makefile).unwrap());
     let mut named = 0;
     for row in text.lines().filter(|line| line.starts_with("| C") || line.starts_with("| X")) {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
@@ -142,6 +144,12 @@ fn the_tests_that_the_documents_name_exist() {
         assert!(["works", "partly", "not yet"].contains(&state), "{id}: {state:?} is no state");
         assert!(state == "not yet" || tests.contains('`'), "{id} {state}, but no test is named");
         for test in tests.split('`').skip(1).step_by(2) {
+            if let Some(target) = test.strip_prefix("make ") {
+                let is_run = ci.contains(test) && makefile.contains(&format!("\n{target}:"));
+                assert!(is_run, "{id} names {test}, which CI does not run");
+                named += 1;
+                continue;
+            }
             assert!(
                 sources.contains(&format!("fn {test}(")),
                 "{id} names the test {test}, which does not exist"

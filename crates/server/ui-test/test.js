@@ -1,0 +1,172 @@
+// Clicks through the dashboard in headless Chromium: BINARY=path/to/orchestra CHROMIUM=path/to/chromium node test.js
+//
+// Fails on: horizontal scrolling at 390 and 1280 pixels, a serious finding of axe-core in light or dark, an error in the
+// console, a request to anywhere but the node, or a page that does not show what it must.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+
+const PATIENCE_MS = 30_000;
+const axeSource = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+
+const WORKFLOW = `
+name: shown
+steps:
+  - {id: draft, agent: {role: architect, prompt: 'draft {{ input.topic }}'}}
+  - {id: release, wait: {approval: draft}}
+  - {id: news, wait: {signal: go}}
+  - {id: result, value: "[{'path': 'a/b.txt', 'content': 'the result'}]"}
+`;
+const FAILING = `
+name: failing
+steps:
+  - {id: bad, value: 'input.nothing.here'}
+`;
+
+function freePort() {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.listen(0, '127.0.0.1', () => { const { port } = server.address(); server.close(() => resolve(port)); });
+  });
+}
+
+async function until(what, look) {
+  const end = Date.now() + PATIENCE_MS;
+  for (;;) {
+    const found = await look();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`${what} did not come to pass`);
+    await new Promise((resolve) => { setTimeout(resolve, 50); });
+  }
+}
+
+const directory = await mkdtemp(join(tmpdir(), 'orchestra-ui-'));
+const [http, grpc, peer] = [await freePort(), await freePort(), await freePort()];
+const base = `http://127.0.0.1:${http}`;
+const node = spawn(process.env.BINARY, ['dev', '--data-dir', join(directory, 'data'), '--http', `127.0.0.1:${http}`,
+  '--grpc', `127.0.0.1:${grpc}`, '--peer', `127.0.0.1:${peer}`], { stdio: ['ignore', 'pipe', 'pipe'] });
+let log = '';
+for (const stream of [node.stdout, node.stderr]) stream.on('data', (data) => { log += data; });
+
+async function call(method, path, body, headers = {}) {
+  const text = typeof body === 'string' ? body : JSON.stringify(body);
+  const answer = await fetch(base + path, { method, headers, body: body === undefined ? undefined : text });
+  assert.ok(answer.ok, `${method} ${path}: ${answer.status} ${await answer.clone().text()}`);
+  return answer.json();
+}
+
+const start = (workflow, key) => call('POST', '/v1/sessions', { workflow, input: { topic: '<b>bold</b>' } },
+  { 'idempotency-key': key, 'content-type': 'application/json' });
+
+let browser;
+try {
+  await until('the node', () => fetch(`${base}/health/ready`).then((answer) => answer.ok, () => false));
+  await call('POST', '/v1/workflows', WORKFLOW);
+  await call('POST', '/v1/workflows', FAILING);
+  const approved = await start('shown', 'one');
+  const canceled = await start('shown', 'two');
+  const failed = await start('failing', 'three');
+  const atApproval = async (id) => (await call('GET', `/v1/sessions/${id}/describe`)).coming.some((step) => step.waits_for.startsWith('an approval'));
+  for (const { id } of [approved, canceled]) await until('an approval to be due', () => atApproval(id));
+  await until('the failure', async () => (await call('GET', `/v1/sessions/${failed.id}`)).status === 'failed');
+
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
+  const problems = [];
+  const open = async (width, colorScheme) => {
+    const page = await browser.newPage({ viewport: { width, height: 800 }, colorScheme });
+    page.on('console', (message) => { if (message.type() === 'error') problems.push(`console: ${message.text()}`); });
+    page.on('pageerror', (error) => problems.push(`page: ${error.message}`));
+    page.on('request', (request) => {
+      const url = request.url();
+      if (!url.startsWith(base) && !url.startsWith('data:')) problems.push(`a request to ${url}`);
+    });
+    return page;
+  };
+  const visit = async (page, path, heading) => {
+    await page.goto(`${base}/#${path}`);
+    await page.getByRole('heading', { level: 1, name: heading }).waitFor({ timeout: PATIENCE_MS });
+  };
+  const sound = async (page, where) => {
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+    if (overflow > 0) problems.push(`${where}: ${overflow} pixels too wide`);
+    await page.evaluate(axeSource);
+    const { violations } = await page.evaluate(() => globalThis.axe.run());
+    for (const violation of violations.filter(({ impact }) => ['serious', 'critical'].includes(impact))) {
+      problems.push(`${where}: ${violation.id}: ${violation.nodes.map(({ html }) => html).slice(0, 3).join(' | ')}`);
+    }
+    if (process.env.SCREENSHOTS) {
+      await page.screenshot({ path: join(process.env.SCREENSHOTS, `${where.replaceAll(/[^a-z0-9]+/gi, '-')}.png`), fullPage: true });
+    }
+  };
+  const pages = [['/', 'Overview'], ['/sla', 'Service levels'], ['/sessions', 'Sessions'], [`/sessions/${approved.id}`, approved.id],
+    ['/work', 'Queues and workers'], ['/cluster', 'Cluster']];
+  for (const width of [390, 1280]) {
+    for (const colorScheme of ['light', 'dark']) {
+      const page = await open(width, colorScheme);
+      for (const [path, heading] of pages) {
+        await visit(page, path, heading);
+        await sound(page, `${heading.startsWith('ses_') ? 'Session' : heading} ${width} ${colorScheme}`);
+      }
+      await page.close();
+    }
+  }
+
+  const page = await open(1280, 'light');
+  // By keyboard: past the navigation, and through it.
+  await visit(page, '/', 'Overview');
+  await page.keyboard.press('Tab');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Skip to content');
+  await page.keyboard.press('Tab');
+  await page.keyboard.press('Tab');
+  await page.keyboard.press('Enter');
+  await page.getByRole('heading', { level: 1, name: 'Service levels' }).waitFor();
+  // Service levels, over another window.
+  await page.getByLabel('Window').selectOption('1h');
+  await page.getByText('over 1h').first().waitFor();
+  assert.ok(await page.getByRole('heading', { name: 'agent response, P95' }).isVisible());
+  await page.getByRole('region', { name: 'Measurements' }).getByText('agent_response').first().waitFor();
+  // Sessions by state, one of them opened.
+  await page.getByRole('link', { name: 'Sessions', exact: true }).click();
+  await page.getByLabel('State').selectOption('waiting');
+  await page.getByRole('link', { name: approved.id }).click();
+  await page.getByRole('heading', { level: 1, name: approved.id }).waitFor();
+  await page.getByText('an approval').waitFor();
+  await page.getByRole('button', { name: 'Approve' }).click();
+  await page.getByText('signal `go`').waitFor();
+  assert.equal(await page.getByLabel('Signal').inputValue(), 'go');
+  await page.getByRole('button', { name: 'Send signal' }).click();
+  await page.getByText('✓ completed').first().waitFor();
+  // Its events came by themselves, and its file is there; what the session says is text.
+  await page.getByRole('region', { name: 'Events' }).getByText('session completed').waitFor();
+  await page.getByText('a/b.txt', { exact: true }).click();
+  await page.getByText('the result', { exact: true }).waitFor();
+  await page.getByText('Input and output').click();
+  await page.getByText('<b>bold</b>').waitFor();
+  await visit(page, `/sessions/${canceled.id}`, canceled.id);
+  await page.getByRole('button', { name: 'Cancel' }).click();
+  await page.getByText('– canceled').first().waitFor();
+  await visit(page, `/sessions/${failed.id}`, failed.id);
+  const events = page.getByRole('region', { name: 'Events' }).getByText('session failed');
+  await events.first().waitFor();
+  await page.getByRole('button', { name: 'Retry' }).click();
+  await until('the retry', async () => (await call('GET', `/v1/sessions/${failed.id}/events`)).events.some((event) => event.type === 'session_retried'));
+  await visit(page, '/sessions', 'Sessions');
+  await page.getByLabel('Id').fill(approved.id);
+  await page.getByRole('button', { name: 'Open' }).click();
+  await page.getByRole('heading', { level: 1, name: approved.id }).waitFor();
+  assert.deepEqual(problems, []);
+  process.stdout.write('the dashboard: every page, at 390 and 1280 pixels, in light and dark, and all that can be done\n');
+} catch (error) {
+  process.stderr.write(`${error.stack ?? error}\n--- the node said:\n${log.split('\n').slice(-20).join('\n')}\n`);
+  process.exitCode = 1;
+} finally {
+  await browser?.close();
+  node.kill('SIGKILL');
+  await rm(directory, { recursive: true, force: true });
+}

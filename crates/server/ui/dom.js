@@ -1,0 +1,59 @@
+// Elements, without markup in strings: what comes from sessions is text, whatever it says.
+
+const SVG = 'http://www.w3.org/2000/svg';
+const SVG_TAGS = new Set(['svg', 'rect', 'line', 'text', 'g', 'title', 'path']);
+
+export function h(tag, attributes = {}, ...children) {
+  const node = SVG_TAGS.has(tag) && (tag !== 'title') ? document.createElementNS(SVG, tag)
+    : tag === 'title' ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? '' : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+export function table(caption, columns, rows) {
+  const head = columns.map(({ title, number }) => h('th', { scope: 'col', class: number && 'number' }, title));
+  const body = rows.map((row) => h('tr', {}, columns.map(({ cell, number, text }) =>
+    h('td', { class: number ? 'number' : text ? 'text' : null }, cell(row) ?? '–'))));
+  if (rows.length === 0) return h('p', { class: 'quiet' }, `No ${caption.toLowerCase()}.`);
+  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption },
+    h('table', {}, h('thead', {}, h('tr', {}, head)), h('tbody', {}, body)));
+}
+
+const STATES = {
+  met: ['good', '✓ met'], missed: ['bad', '✗ missed'], insufficient_data: ['quiet', '? too little data'],
+  completed: ['good', '✓ completed'], failed: ['bad', '✗ failed'], canceled: ['quiet', '– canceled'],
+  running: ['', '▶ running'], waiting: ['wait', '… waiting'], ready: ['', '▶ ready'], backoff: ['wait', '… backing off'],
+  skipped: ['quiet', '– skipped'], closed: ['good', '✓ closed'], open: ['bad', '✗ open'], half_open: ['wait', '… half open'],
+};
+
+export function state(name) {
+  const [kind, text] = STATES[name] ?? ['', String(name ?? '–').replaceAll('_', ' ')];
+  return h('span', { class: `state ${kind}` }, text);
+}
+
+export function ms(value) {
+  if (value === null || value === undefined) return '–';
+  if (value < 1000) return `${value.toFixed(value < 10 ? 2 : 1)} ms`;
+  return value < 120000 ? `${(value / 1000).toFixed(2)} s` : `${(value / 60000).toFixed(1)} min`;
+}
+
+export function percent(share) {
+  return share === null || share === undefined ? '–' : `${(100 * share).toFixed(2)} %`;
+}
+
+export function usd(micros) {
+  return micros ? `$${(micros / 1e6).toFixed(4)}` : '–';
+}
+
+export function when(text) {
+  return text ? h('time', { datetime: text, title: text }, new Date(text).toLocaleString()) : '–';
+}
+
+export function card(title, ...children) {
+  return h('section', { class: 'card' }, h('h2', {}, title), ...children);
+}

@@ -1,0 +1,206 @@
+// The pages about everything: overview, service levels, sessions, work, the cluster.
+
+import { get } from '/ui/api.js';
+import { card, h, ms, percent, state, table, when } from '/ui/dom.js';
+
+function go(path, parameters) {
+  const given = Object.entries(parameters).filter(([, value]) => value);
+  location.hash = given.length ? `${path}?${new URLSearchParams(given)}` : path;
+}
+
+function select(label, value, options, onchange) {
+  const id = `select-${label}`;
+  const items = options.map(([name, text]) => h('option', { value: name, selected: name === value }, text));
+  return h('label', { for: id }, label, h('select', { id, onchange: (event) => onchange(event.target.value) }, items));
+}
+
+export async function overview({ signal }) {
+  const [status, levels, listed] = await Promise.all([
+    get('/v1/cluster', signal), get('/v1/sla?window=5m', signal), get('/v1/sessions?limit=20', signal)]);
+  const shards = Object.values(status.shards);
+  const leaderless = shards.filter((shard) => shard.leader === null).length;
+  const problems = [
+    leaderless > 0 && `${leaderless} of ${shards.length} shards have no leader`,
+    status.writes_stopped && `writes are stopped: ${status.writes_stopped}`,
+    status.refused && `this node is refused: ${status.refused}`,
+    levels.nodes_missing.length > 0 && `nodes that do not answer: ${levels.nodes_missing.map(named(status)).join(', ')}`,
+    ...Object.entries(status.broken).map(([shard, why]) => `shard ${shard} of this node has stopped: ${why}`),
+    ...status.providers.filter((of) => of.circuit !== 'closed').map((of) => `provider ${of.name}: circuit ${of.circuit}`),
+  ].filter(Boolean);
+  const sum = (indicator, field) => levels.series.filter((of) => of.indicator === indicator)
+    .reduce((total, of) => total + of[field], 0);
+  const missed = levels.objectives.filter((of) => of.state === 'missed');
+  const met = levels.objectives.filter((of) => of.state === 'met').length;
+  return [
+    h('h1', {}, 'Overview'),
+    h('div', { class: 'cards' },
+      card('Health', h('p', { class: `big ${problems.length ? 'bad' : 'good'}` }, problems.length ? '✗ look here' : '✓ all well'),
+        problems.length ? h('ul', {}, problems.map((text) => h('li', {}, text))) : h('p', { class: 'quiet' }, `${status.nodes.length} nodes, ${shards.length} shards`)),
+      card('Sessions ended, last 5 minutes', h('p', { class: 'big' }, String(sum('session_completion', 'n'))),
+        h('p', { class: 'quiet' }, `${sum('session_completion', 'failed')} failed`)),
+      card('Agent answers, last 5 minutes', h('p', { class: 'big' }, String(sum('agent_response', 'n'))),
+        h('p', { class: 'quiet' }, `${sum('agent_response', 'failed')} attempts failed`)),
+      card('Service levels, last 5 minutes', h('p', { class: `big ${missed.length ? 'bad' : 'good'}` }, missed.length ? `✗ ${missed.length} missed` : `✓ ${met} met`),
+        h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.objective).join(', ') : h('a', { href: '#/sla' }, 'All objectives')))),
+    h('h2', {}, 'Newest sessions'),
+    sessionTable(listed.sessions),
+  ];
+}
+
+function sessionTable(list) {
+  return table('Sessions', [
+    { title: 'Session', cell: (of) => h('a', { href: `#/sessions/${of.id}` }, of.id) },
+    { title: 'Workflow', cell: (of) => of.workflow },
+    { title: 'State', cell: (of) => state(of.status) },
+    { title: 'Begun', cell: (of) => when(of.created_at) },
+    { title: 'Steps', number: true, cell: (of) => of.usage.steps },
+    { title: 'Tokens', number: true, cell: (of) => of.usage.tokens_in + of.usage.tokens_out },
+  ], list);
+}
+
+// Where the percentiles are, against the target: the bar ends at twice the target, or at the longest.
+function bar(of) {
+  const longest = Math.max(2 * of.target, of.p99 ?? 0, of.value ?? 0);
+  const x = (value) => Math.min(400, 400 * value / longest);
+  const mark = (value, name) => value === null ? null : h('g', {},
+    h('line', { class: 'tick', x1: x(value), x2: x(value), y1: 4, y2: 20 }, h('title', {}, `${name} ${ms(value)}`)));
+  const label = `P50 ${ms(of.p50)}, P95 ${ms(of.p95)}, P99 ${ms(of.p99)}, target ${ms(of.target)}`;
+  return h('svg', { viewBox: '0 0 400 24', role: 'img', 'aria-label': label },
+    h('rect', { class: 'track', x: 0, y: 8, width: 400, height: 8, rx: 4 }),
+    h('rect', { class: `fill ${of.state === 'missed' ? 'failed' : 'done'}`, x: 0, y: 8, width: x(of.value ?? 0), height: 8, rx: 4 }),
+    mark(of.p50, 'P50'), mark(of.p95, 'P95'), mark(of.p99, 'P99'),
+    h('line', { class: 'target', x1: x(of.target), x2: x(of.target), y1: 0, y2: 24 }, h('title', {}, `target ${ms(of.target)}`)));
+}
+
+function budget(left) {
+  if (left === null) return null;
+  const width = Math.max(0, Math.min(1, left)) * 400;
+  return [h('p', { class: 'quiet' }, `Error budget left: ${percent(left)}`),
+    h('svg', { viewBox: '0 0 400 8', role: 'img', 'aria-label': `error budget left: ${percent(left)}` },
+      h('rect', { class: 'track', x: 0, y: 0, width: 400, height: 8, rx: 4 }),
+      h('rect', { class: `fill ${left < 0 ? 'failed' : 'done'}`, x: 0, y: 0, width, height: 8, rx: 4 }))];
+}
+
+function objective(of) {
+  const isShare = of.unit === 'share';
+  const shown = isShare ? percent : ms;
+  return h('section', { class: 'card' },
+    h('div', { class: 'row' }, h('h2', {}, of.objective), state(of.state)),
+    h('p', { class: 'big' }, shown(of.value)),
+    h('p', { class: 'quiet' }, `${of.statistic} ${of.comparator} ${shown(of.target)} over ${of.window}; n = ${of.n}${of.failed ? `, ${of.failed} failed` : ''}`),
+    isShare ? null : [bar(of), h('p', { class: 'quiet' }, `P50 ${ms(of.p50)} · P95 ${ms(of.p95)} · P99 ${ms(of.p99)} · max ${ms(of.max)}`)],
+    budget(of.budget_left),
+    of.burn['1h'] === null ? null : h('p', { class: 'quiet' }, `Burn: ${['5m', '1h', '24h'].map((span) => `${span} ${of.burn[span]?.toFixed(2) ?? '–'}`).join(' · ')}`),
+    of.exhausted_in_seconds === null ? null : h('p', { class: 'quiet' }, `At this rate spent in ${ms(1000 * of.exhausted_in_seconds)}`),
+    of.worst_minute ? h('p', { class: 'quiet' }, `Worst minute of the last hour: ${shown(of.worst_minute.value)} of ${of.worst_minute.n}, `, when(of.worst_minute.at)) : null);
+}
+
+export async function sla({ query, signal }) {
+  const window = query.get('window') ?? '';
+  const report = await get(`/v1/sla${window ? `?window=${window}` : ''}`, signal);
+  const windows = [['', 'of each objective'], ['1m', '1 minute'], ['5m', '5 minutes'], ['1h', '1 hour'], ['24h', '24 hours'], ['30d', '30 days']];
+  return [
+    h('h1', {}, 'Service levels'),
+    h('form', { onsubmit: (event) => event.preventDefault() }, select('Window', window, windows, (value) => go('/sla', { window: value }))),
+    report.nodes_missing.length ? h('p', { class: 'bad' }, `${report.nodes_missing.length} nodes do not answer: what only they have measured is missing.`) : null,
+    h('div', { class: 'cards' }, report.objectives.map(objective)),
+    h('h2', {}, `What was measured, last ${report.series_window}`),
+    table('Measurements', [
+      { title: 'Indicator', cell: (of) => of.indicator },
+      { title: 'Workflow', cell: (of) => of.workflow || null },
+      { title: 'Role', cell: (of) => of.role || null },
+      { title: 'Provider', cell: (of) => of.provider || null },
+      { title: 'n', number: true, cell: (of) => of.n },
+      { title: 'Failed', number: true, cell: (of) => of.failed },
+      { title: 'P50', number: true, cell: (of) => ms(of.p50) },
+      { title: 'P95', number: true, cell: (of) => ms(of.p95) },
+      { title: 'P99', number: true, cell: (of) => ms(of.p99) },
+      { title: 'Mean', number: true, cell: (of) => ms(of.mean) },
+    ], report.series),
+  ].filter(Boolean);
+}
+
+export async function sessions({ query, signal }) {
+  const wanted = query.get('status') ?? '';
+  const cursor = query.get('cursor');
+  const parameters = new URLSearchParams({ limit: '50', ...(wanted && { status: wanted }), ...(cursor && { cursor }) });
+  const page = await get(`/v1/sessions?${parameters}`, signal);
+  const states = [['', 'any'], ...['running', 'waiting', 'completed', 'failed', 'canceled'].map((name) => [name, name])];
+  const id = h('input', { id: 'session-id', placeholder: 'ses_…' });
+  const open = (event) => {
+    event.preventDefault();
+    if (id.value.trim()) go(`/sessions/${encodeURIComponent(id.value.trim())}`, {});
+  };
+  return [
+    h('h1', {}, 'Sessions'),
+    h('form', { onsubmit: open },
+      select('State', wanted, states, (value) => go('/sessions', { status: value })),
+      h('label', { for: 'session-id' }, 'Id', id), h('button', {}, 'Open')),
+    sessionTable(page.sessions),
+    h('p', { class: 'row' },
+      cursor ? h('a', { href: wanted ? `#/sessions?status=${wanted}` : '#/sessions' }, 'Newest') : null,
+      page.next_cursor ? h('a', { href: `#/sessions?${new URLSearchParams({ cursor: page.next_cursor, ...(wanted && { status: wanted }) })}` }, 'Older') : null),
+  ];
+}
+
+export async function work({ signal }) {
+  const [{ queues }, { workers }] = await Promise.all([get('/v1/queues', signal), get('/v1/workers', signal)]);
+  return [
+    h('h1', {}, 'Queues and workers'),
+    table('Queues', [
+      { title: 'Queue', cell: (of) => of.queue },
+      { title: 'Waiting', number: true, cell: (of) => of.waiting },
+      { title: 'Running', number: true, cell: (of) => of.running },
+      { title: 'Workers', number: true, cell: (of) => of.workers },
+      { title: 'Slots', number: true, cell: (of) => of.slots },
+    ], queues),
+    h('h2', {}, 'Workers'),
+    table('Workers', [
+      { title: 'Worker', cell: (of) => of.name },
+      { title: 'Queues', cell: (of) => of.queues.join(', ') },
+      { title: 'Busy', number: true, cell: (of) => `${of.busy} of ${of.capacity}` },
+      { title: 'Last heard', number: true, cell: (of) => `${ms(of.silent_ms)} ago` },
+      { title: 'Node', cell: (of) => of.node },
+    ], workers),
+  ];
+}
+
+function named(status) {
+  const names = new Map(status.nodes.map((node) => [node.id, node.name]));
+  return (id) => names.get(id) ?? String(id ?? '–');
+}
+
+export async function cluster({ signal }) {
+  const status = await get('/v1/cluster', signal);
+  const name = named(status);
+  const shards = Object.entries(status.shards).map(([shard, of]) => ({ shard, ...of }));
+  return [
+    h('h1', {}, 'Cluster'),
+    h('p', { class: 'quiet' }, `Release ${status.version}, feature level ${status.feature_level}, region ${status.region}. Seen by node ${name(status.node)}.`),
+    table('Nodes', [
+      { title: 'Node', cell: (of) => of.name },
+      { title: 'Version', cell: (of) => of.version },
+      { title: 'Knows level', number: true, cell: (of) => of.feature_level },
+      { title: 'Leads', number: true, cell: (of) => shards.filter((shard) => shard.leader === of.id).length },
+      { title: 'HTTP', cell: (of) => of.http },
+      { title: 'gRPC', cell: (of) => of.grpc },
+    ], status.nodes),
+    h('h2', {}, 'Shards'),
+    table('Shards', [
+      { title: 'Shard', cell: (of) => of.shard },
+      { title: 'Leader', cell: (of) => name(of.leader) },
+      { title: 'Term', number: true, cell: (of) => of.term },
+      { title: 'Voters', cell: (of) => of.voters.map(name).join(', ') },
+      { title: 'Committed', number: true, cell: (of) => of.committed },
+      { title: 'To apply here', number: true, cell: (of) => of.committed === null ? null : of.committed - (of.applied ?? 0) },
+      { title: 'Position', number: true, cell: (of) => of.position },
+    ], shards),
+    h('h2', {}, 'Providers'),
+    table('Providers', [
+      { title: 'Provider', cell: (of) => of.name },
+      { title: 'Circuit', cell: (of) => state(of.circuit) },
+      { title: 'In flight', number: true, cell: (of) => of.in_flight },
+      { title: '', cell: (of) => of.simulated ? 'simulated' : '' },
+    ], status.providers),
+  ];
+}

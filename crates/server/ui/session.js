@@ -1,0 +1,146 @@
+// One session: what it is doing and why it is not, its steps on a line of time, its events as they happen, and what a
+// person can do about it.
+
+import { follow, get, post } from '/ui/api.js';
+import { h, ms, state, table, usd, when } from '/ui/dom.js';
+
+const ENDED = ['completed', 'failed', 'canceled'];
+
+function json(value) {
+  return JSON.stringify(value, null, 2);
+}
+
+function actions(id, session, coming, refresh) {
+  const path = `/v1/sessions/${encodeURIComponent(id)}`;
+  const said = h('p', { class: 'bad', role: 'alert' });
+  const act = (what, body) => async (event) => {
+    event.preventDefault();
+    said.textContent = '';
+    try {
+      await post(`${path}/${what}`, typeof body === 'function' ? body() : body);
+      await refresh();
+    } catch (error) {
+      said.textContent = error.message;
+    }
+  };
+  const list = [];
+  if (coming.some((step) => step.waits_for.startsWith('an approval'))) {
+    list.push(h('button', { onclick: act('approve', { decision: 'approve' }) }, 'Approve'),
+      h('button', { onclick: act('approve', { decision: 'reject', reason: 'rejected on the dashboard' }) }, 'Reject'));
+  }
+  if (session.status === 'failed') list.push(h('button', { onclick: act('retry', {}) }, 'Retry'));
+  if (!ENDED.includes(session.status)) {
+    list.push(h('button', { onclick: act('cancel', { reason: 'canceled on the dashboard' }) }, 'Cancel'));
+  }
+  const elements = [h('div', { class: 'row' }, list), said];
+  if (!ENDED.includes(session.status)) {
+    const awaited = coming.map((step) => /signal `(.+)`/.exec(step.waits_for)?.[1]).find(Boolean);
+    const name = h('input', { id: 'signal-name', required: true, value: awaited });
+    const payload = h('input', { id: 'signal-payload', value: 'null' });
+    elements.push(h('form', { onsubmit: act('signal', () => ({ name: name.value, payload: JSON.parse(payload.value) })) },
+      h('label', { for: 'signal-name' }, 'Signal', name), h('label', { for: 'signal-payload' }, 'Payload (JSON)', payload),
+      h('button', {}, 'Send signal')));
+  }
+  return elements;
+}
+
+// A line a step: grey from when it could begin, coloured from when it did.
+function gantt(session) {
+  const steps = session.steps.filter((step) => step.started_at || step.ready_at).slice(0, 200);
+  if (steps.length === 0) return h('p', { class: 'quiet' }, 'No steps yet.');
+  const begin = Date.parse(session.created_at);
+  const now = session.ended_at ? Date.parse(session.ended_at) : Date.now();
+  const ends = steps.map((step) => Date.parse(step.ended_at ?? 0) || now);
+  const span = Math.max(1, Math.max(now, ...ends) - begin);
+  const x = (time) => 160 + 620 * Math.min(1, Math.max(0, (time - begin) / span));
+  const rows = steps.map((step, place) => {
+    const from = Date.parse(step.ready_at ?? step.started_at);
+    const started = step.started_at ? Date.parse(step.started_at) : null;
+    const end = ends[place];
+    const kind = { completed: 'done', failed: 'failed', waiting: 'waiting', backoff: 'waiting' }[step.status] ?? '';
+    const label = step.id.length > 24 ? `${step.id.slice(0, 23)}…` : step.id;
+    return h('g', {}, h('title', {}, `${step.id}: ${step.status}, ${ms(end - (started ?? from))}`),
+      h('text', { x: 0, y: 16 + 20 * place }, label),
+      h('rect', { class: 'idle', x: x(from), y: 6 + 20 * place, width: Math.max(1, x(started ?? end) - x(from)), height: 12 }),
+      started === null ? null : h('rect', { class: `fill ${kind}`, x: x(started), y: 6 + 20 * place, width: Math.max(2, x(end) - x(started)), height: 12, rx: 2 }));
+  });
+  const text = `${steps.length} steps over ${ms(span)}; the table below has their times`;
+  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Timeline' },
+    h('svg', { viewBox: `0 0 800 ${20 * steps.length + 8}`, role: 'img', 'aria-label': text, class: 'wide' }, rows));
+}
+
+function stepTable(session) {
+  return table('Steps', [
+    { title: 'Step', cell: (step) => step.id },
+    { title: 'Kind', cell: (step) => step.kind },
+    { title: 'State', cell: (step) => state(step.status) },
+    { title: 'Attempt', number: true, cell: (step) => step.attempt },
+    { title: 'Took', number: true, cell: (step) => step.started_at && step.ended_at ? ms(Date.parse(step.ended_at) - Date.parse(step.started_at)) : null },
+    { title: 'Provider', cell: (step) => step.provider || null },
+    { title: 'Tokens', number: true, cell: (step) => step.usage ? step.usage.tokens_in + step.usage.tokens_out : null },
+    { title: 'Cost', number: true, cell: (step) => usd(step.cost_microusd) },
+    { title: 'Error', text: true, cell: (step) => step.error ? `${step.error.code}: ${step.error.message}` : null },
+  ], session.steps);
+}
+
+function files(session) {
+  const list = session.output?.files ?? session.output;
+  const found = Array.isArray(list) ? list.filter((file) => file && typeof file.path === 'string' && typeof file.content === 'string') : [];
+  if (found.length === 0) return [];
+  return [h('h2', {}, 'Files'), ...found.map((file) => h('details', {}, h('summary', {}, file.path), h('pre', { tabindex: '0' }, file.content)))];
+}
+
+function eventRow(event) {
+  const data = event.data ?? {};
+  const what = data.error ? `${data.error.code}: ${data.error.message}` : data.provider ?? data.report?.provider ?? data.name ?? data.reason ?? '';
+  return h('tr', {}, h('td', { class: 'number' }, String(event.seq)), h('td', {}, when(event.at)), h('td', {}, event.type.replaceAll('_', ' ')),
+    h('td', {}, event.step ?? '–'), h('td', { class: 'text' }, String(what)));
+}
+
+async function followEvents(id, body, signal, changed) {
+  try {
+    let waiting = false;
+    for await (const event of follow(id, 0, signal)) {
+      body.prepend(eventRow(event));
+      if (waiting) continue;
+      waiting = true;
+      // Several events often come together.
+      setTimeout(() => { waiting = false; changed(); }, 250);
+    }
+  } catch (error) {
+    if (!signal.aborted) body.prepend(h('tr', {}, h('td', { colspan: 5 }, `The stream of events ended: ${error.message}`)));
+  }
+}
+
+export async function session({ argument, signal }) {
+  const id = decodeURIComponent(argument);
+  const path = `/v1/sessions/${encodeURIComponent(id)}`;
+  const above = h('div');
+  const body = h('tbody');
+  // Whoever types is not disturbed.
+  const isTyping = () => above.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
+  const draw = async () => {
+    const [of, described] = await Promise.all([get(path, signal), get(`${path}/describe`, signal)]);
+    const { usage } = of;
+    above.replaceChildren(
+      h('p', {}, state(of.status), ` · ${of.workflow} · begun `, when(of.created_at), of.ended_at ? [' · ended ', when(of.ended_at)] : ''),
+      h('p', { class: 'quiet' }, `${usage.steps} steps, ${usage.tokens_in} tokens in, ${usage.tokens_out} out, ${usd(usage.cost_microusd)}; ${of.events} events`),
+      of.error ? h('p', { class: 'bad' }, `${of.error.code}: ${of.error.message}`) : '',
+      ...actions(id, of, described.coming, draw),
+      ...(ENDED.includes(of.status) ? [] : [h('h2', {}, 'Why is it not moving?'), table('Steps on their way', [
+        { title: 'Step', cell: (step) => step.step },
+        { title: 'State', cell: (step) => state(step.status) },
+        { title: 'Waits for', text: true, cell: (step) => step.waits_for },
+        { title: 'Attempt', number: true, cell: (step) => step.attempt },
+        { title: 'Last error', text: true, cell: (step) => step.last_error ? `${step.last_error.code}: ${step.last_error.message}` : null },
+      ], described.coming)]),
+      h('h2', {}, 'Timeline'), gantt(of), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
+      h('details', {}, h('summary', {}, 'Input and output'), h('pre', { tabindex: '0' }, json({ input: of.input, output: of.output }))));
+  };
+  await draw();
+  followEvents(id, body, signal, () => { if (!isTyping()) draw().catch(() => {}); });
+  return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'),
+    h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Events' },
+      h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', ''].map((title) => h('th', { scope: 'col' }, title)))), body))];
+}
+session.live = true;
