@@ -21,6 +21,8 @@ if [ "${1:-}" = testing ]; then
   # Nodes with a wrong clock.
   compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so*' >/dev/null \
     || compgen -G '/usr/lib*/faketime/libfaketimeMT.so*' >/dev/null || missing+=(libfaketime)
+  # Scrapes a node, and tests the exported rules.
+  command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus)
 fi
 if [ "${1:-}" = browser ]; then
   [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)

@@ -50,6 +50,13 @@ impl Client {
         self.send(self.request(Method::GET, path)?).await
     }
 
+    /// An answer that is text.
+    pub(crate) async fn get_text(&self, path: &str) -> anyhow::Result<String> {
+        let request = self.request(Method::GET, path)?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        checked(response).await?.text().await.context("read the answer")
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.send(self.request(Method::POST, path)?.json(body)).await
     }

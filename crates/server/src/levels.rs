@@ -33,7 +33,7 @@ pub(crate) struct Levels {
 
 impl Levels {
     pub(crate) fn new(objectives: Vec<Objective>) -> Self {
-        let recorder = Arc::new(Recorder::default());
+        let recorder = Arc::new(Recorder::with_edges(sla::prometheus::edges(&objectives)));
         Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives }
     }
 
@@ -46,6 +46,16 @@ impl Levels {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.recorder.took(Indicator::ApiLatency, labels, at, micros);
         }
+    }
+
+    /// What this node has counted since it began, for Prometheus.
+    pub(crate) fn exposition(&self) -> String {
+        self.recorder.exposition()
+    }
+
+    /// The rules of what is promised, for Prometheus.
+    pub(crate) fn rules(&self) -> String {
+        sla::prometheus::rules(&self.objectives)
     }
 
     /// Answers another node that asks what this one has counted.

@@ -98,10 +98,13 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
-    pub(crate) fn encode(&self) -> String {
+    /// `more` comes before the end.
+    pub(crate) fn encode(&self, more: &str) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
+        let end = text.rfind("# EOF").unwrap_or(text.len());
+        text.insert_str(end, more);
         text
     }
 }

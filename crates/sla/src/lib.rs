@@ -13,6 +13,7 @@ pub mod facts;
 mod indicator;
 mod merge;
 mod objective;
+pub mod prometheus;
 mod recorder;
 pub mod report;
 

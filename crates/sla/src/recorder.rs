@@ -6,7 +6,11 @@ use ids::Timestamp;
 use parking_lot::Mutex;
 use proto::sla as message;
 
-use crate::{Cell, Indicator, Labels, Series, indicator::Key};
+use crate::{
+    Cell, Indicator, Labels, Series,
+    indicator::Key,
+    prometheus::{self, Totals},
+};
 
 /// Series that a recorder tells apart. Beyond them, tenants and workflows are counted together.
 const SERIES_MAX: usize = 4_096;
@@ -124,12 +128,16 @@ impl Window {
 #[derive(Debug, Default)]
 pub struct Recorder {
     counted: Mutex<Counted>,
+    /// Of the buckets that Prometheus sees, in microseconds.
+    edges: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Counted {
     ids: hashbrown::HashMap<Series, u32>,
     series: Vec<Series>,
+    /// Since the process began, by series.
+    totals: Vec<Totals>,
     levels: BTreeMap<Level, Slots>,
 }
 
@@ -144,25 +152,50 @@ struct Slots {
 }
 
 impl Recorder {
+    /// One whose buckets have these edges, in microseconds and in order.
+    #[must_use]
+    pub fn with_edges(edges: Vec<u64>) -> Self {
+        Self { counted: Mutex::default(), edges }
+    }
+
     /// Something went right, and took so long.
     pub fn took(&self, indicator: Indicator, labels: Labels<'_>, at: Timestamp, micros: u64) {
-        self.record(indicator, labels, at, |cell| cell.took(micros));
+        let (cell, totals) =
+            (|cell: &mut Cell| cell.took(micros), |of: &mut Totals| of.took(micros, &self.edges));
+        self.record(indicator, labels, at, cell, totals);
     }
 
     /// Something went right or wrong.
     pub fn happened(&self, indicator: Indicator, labels: Labels<'_>, at: Timestamp, well: bool) {
-        self.record(indicator, labels, at, |cell| {
+        let cell = |cell: &mut Cell| {
             if well {
                 cell.good += 1;
             } else {
                 cell.bad += 1;
             }
-        });
+        };
+        self.record(indicator, labels, at, cell, |totals| totals.happened(well));
     }
 
-    fn record(&self, indicator: Indicator, labels: Labels<'_>, at: Timestamp, count: impl Fn(&mut Cell)) {
+    /// What was counted since the process began, as `OpenMetrics` text without its end.
+    #[must_use]
+    pub fn exposition(&self) -> String {
+        let counted = self.counted.lock();
+        let all = || counted.series.iter().zip(&counted.totals);
+        prometheus::exposition(all(), &self.edges) + &prometheus::failures(all())
+    }
+
+    fn record(
+        &self,
+        indicator: Indicator,
+        labels: Labels<'_>,
+        at: Timestamp,
+        count: impl Fn(&mut Cell),
+        total: impl FnOnce(&mut Totals),
+    ) {
         let mut counted = self.counted.lock();
         let id = counted.id(Key(indicator, labels));
+        total(&mut counted.totals[id as usize]);
         for level in Level::ALL {
             let slot = level.slot(at);
             count(counted.cell(level, slot, id));
@@ -241,6 +274,7 @@ impl Counted {
         }
         let id = u32::try_from(self.series.len()).unwrap_or(u32::MAX);
         self.series.push(series.clone());
+        self.totals.push(Totals::default());
         self.ids.insert(series, id);
         id
     }

@@ -21,10 +21,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Prints Prometheus rules of the cluster's objectives: the share that misses each target, and alerts on how
+    /// fast the error budget is spent (1 h and 5 min: 14.4 times; 6 h and 30 min: 6 times; 3 d and 6 h: once).
+    Rules {
+        #[command(flatten)]
+        remote: Remote,
+    },
 }
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Report { window, remote } = command;
+    let (window, remote) = match command {
+        Command::Report { window, remote } => (window, remote),
+        Command::Rules { remote } => {
+            line(remote.client()?.get_text("/v1/sla/rules").await?.trim_end());
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let query = window.map(|window| format!("?window={window}")).unwrap_or_default();
     let report = remote.client()?.get(&format!("/v1/sla{query}")).await?;
     let outcomes = report["objectives"].as_array().cloned().unwrap_or_default();

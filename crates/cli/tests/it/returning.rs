@@ -46,15 +46,15 @@ async fn a_removed_node_with_its_old_disk_disturbs_nobody() {
     cluster.kill(2).unwrap();
     cluster.remove(2).await.unwrap();
     cluster.until_whole().await.unwrap();
-    let before = terms(&cluster.status(0).await.unwrap());
     cluster.spawn(2).unwrap();
-    refusal(&cluster, 2, "was removed from the cluster").await;
-    // Several election timeouts later, nobody has had to vote.
+    let before = terms(&refusal(&cluster, 2, "was removed from the cluster").await);
+    // Several election timeouts later, nobody has had to answer its votes.
     for number in 0..20 {
         completes(&api, &format!("k-{number}")).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(terms(&cluster.status(0).await.unwrap()), before, "{}", cluster.log_tails());
+    // It never came to be a candidate. (Members may have voted among themselves: leads are spread, and machines stall.)
+    assert_eq!(terms(&cluster.status(2).await.unwrap()), before, "{}", cluster.log_tails());
     assert_eq!(cluster.status(1).await.unwrap()["nodes"].as_array().unwrap().len(), 2);
     // With an empty directory it is a new node, and may have its old name.
     cluster.kill(2).unwrap();

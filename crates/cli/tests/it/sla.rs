@@ -160,3 +160,66 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let refused = apis[2].get("/v1/sla?window=2h").await.unwrap_err();
     assert!(format!("{refused:#}").contains("24h"), "{refused:#}");
 }
+
+/// A Prometheus of the test's own, killed with it.
+struct Prometheus(std::process::Child);
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        // Gone already, it is gone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
+    if std::process::Command::new("prometheus").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have prometheus: `deploy/dev/setup.sh testing`");
+        eprintln!("NOT RUN: prometheus is missing; `deploy/dev/setup.sh testing` installs it");
+        return;
+    }
+    let fixture = crate::fixture::Fixture::start("").await;
+    let api = Api::new(&fixture.node.url()).unwrap();
+    api.apply(WORKFLOW).await.unwrap();
+    let rules = reqwest::get(format!("{}/v1/sla/rules", fixture.node.url())).await.unwrap();
+    let (directory, address) = (fixture.temp.path().join("prometheus"), free_address().unwrap());
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("rules.yml"), rules.text().await.unwrap()).unwrap();
+    let target = fixture.node.url().replace("http://", "");
+    let config = format!(
+        "global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}\nrule_files: [rules.yml]\n\
+         scrape_configs:\n  - {{job_name: orchestra, static_configs: [{{targets: ['{target}']}}]}}\n"
+    );
+    std::fs::write(directory.join("prometheus.yml"), config).unwrap();
+    let log = std::fs::File::create(directory.join("log")).unwrap();
+    let process = std::process::Command::new("prometheus")
+        .arg(format!("--config.file={}", directory.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+        .arg(format!("--web.listen-address={address}"))
+        .stderr(log)
+        .spawn();
+    let _prometheus = Prometheus(process.unwrap());
+    let id = api.start("measured", "scraped", &json!(1)).await.unwrap();
+    let ended = wait_until("the session's end", PATIENCE, async || {
+        (api.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
+    });
+    ended.await.unwrap();
+    let ask = async |path: &str| -> Option<Value> {
+        let answer = reqwest::get(format!("http://{address}/api/v1/{path}")).await.ok()?;
+        Some(answer.json::<Value>().await.ok()?["data"].clone())
+    };
+    let query = "query?query=sum(orchestra_agent_response_seconds_bucket{le=%22120.0%22})";
+    let scraped = wait_until("two answers to be scraped", PATIENCE, async || {
+        (ask(query).await?["result"][0]["value"][1] == "2").then_some(())
+    });
+    let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+    scraped.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));
+    let rules = wait_until("every rule to be evaluated", PATIENCE, async || {
+        let groups = ask("rules").await?["groups"].as_array()?.clone();
+        let rules: Vec<Value> =
+            groups.iter().flat_map(|of| of["rules"].as_array().unwrap().clone()).collect();
+        (rules.len() > 50 && rules.iter().all(|rule| rule["health"] == "ok")).then_some(rules)
+    });
+    rules.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));
+}

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Query, State},
+    http::header,
+    response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -17,6 +19,11 @@ use crate::{error::ApiError, wiring::App};
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     window: Option<String>,
+}
+
+/// Prometheus rules of what is promised.
+pub(super) async fn rules(State(app): State<Arc<App>>, _caller: Caller) -> Response {
+    ([(header::CONTENT_TYPE, "application/yaml")], app.levels.rules()).into_response()
 }
 
 /// What came of what is promised: of all sessions for who may act for the cluster, else of the tenant's.

@@ -50,7 +50,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         metrics.provider_open.get_or_create(&name).set(i64::from(provider.breaker != BreakerState::Closed));
     }
     let headers = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (headers, metrics.encode()).into_response()
+    (headers, metrics.encode(&app.levels.exposition())).into_response()
 }
 
 pub(super) async fn openapi() -> Response {
