@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use crate::{cluster, etcd, layers, line, local};
+use crate::{cluster, etcd, layers, levels, line, local};
 
 /// Which side of the target is good.
 #[derive(Clone, Copy)]
@@ -40,6 +40,18 @@ pub(crate) async fn run(runs: usize, only: &str, directory: &Path, kills: usize)
             came.push(layers::log_writer(directory)?);
         }
         bench.report(came);
+    }
+    let bench = Bench { name: "recording an indicator, one core", unit: "ns", target: Target::AtMost(100.0) };
+    if wanted(bench.name) {
+        bench.report((0..runs).map(|_| levels::record()).collect());
+    }
+    let bench = Bench {
+        name: "a report of 30 days of three nodes, 100 series",
+        unit: "ms",
+        target: Target::AtMost(200.0),
+    };
+    if wanted(bench.name) {
+        bench.report((0..runs).map(|_| levels::report()).collect());
     }
     let bench = Bench {
         name: "one node, 3-step sessions, 256 clients",

@@ -6,6 +6,7 @@ mod cluster;
 mod etcd;
 mod http;
 mod layers;
+mod levels;
 mod local;
 mod soak;
 

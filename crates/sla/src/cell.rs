@@ -7,7 +7,7 @@ use hdrhistogram::{
 };
 use proto::sla as message;
 
-use crate::{Indicator, Series, indicator::Kind};
+use crate::{Series, indicator::Kind};
 
 /// Significant digits of durations: they are exact to 0.1 %.
 const DIGITS: u8 = 3;
@@ -108,22 +108,13 @@ impl Cell {
         }
     }
 
-    /// `None` for an indicator, or durations, that this version does not know.
-    pub(crate) fn decode(of: message::Series) -> Option<(Series, Self)> {
-        let indicator = Indicator::named(&of.indicator)?;
-        let durations = match indicator.kind() {
+    /// `None` for durations that this version does not know.
+    pub(crate) fn decode(kind: Kind, of: &message::Series) -> Option<Self> {
+        let durations = match kind {
             Kind::Ratio => None,
             Kind::Durations => Some(decode_durations(&of.durations)?),
         };
-        let series = Series {
-            indicator,
-            tenant: of.tenant,
-            workflow: of.workflow,
-            role: of.role,
-            provider: of.provider,
-            node: of.node,
-        };
-        Some((series, Self { good: of.good, bad: of.bad, sum: of.sum, durations }))
+        Some(Self { good: of.good, bad: of.bad, sum: of.sum, durations })
     }
 }
 

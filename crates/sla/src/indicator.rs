@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use hashbrown::Equivalent;
+use proto::sla as message;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -148,6 +149,18 @@ impl Series {
             provider: labels.provider.to_owned(),
             node: labels.node.to_owned(),
         }
+    }
+
+    /// `None` for an indicator that this version does not know.
+    pub(crate) fn decode(of: &message::Series) -> Option<Self> {
+        Some(Self {
+            indicator: Indicator::named(&of.indicator)?,
+            tenant: of.tenant.clone(),
+            workflow: of.workflow.clone(),
+            role: of.role.clone(),
+            provider: of.provider.clone(),
+            node: of.node.clone(),
+        })
     }
 
     /// Its labels.

@@ -1,6 +1,6 @@
 //! What several nodes have counted, as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use proto::sla as message;
 
@@ -19,15 +19,21 @@ pub struct Merged {
 pub fn merge(of_nodes: Vec<Vec<message::Slot>>) -> Merged {
     let mut merged = Merged::default();
     for slot in of_nodes.into_iter().flatten() {
-        for (series, cell) in slot.series.into_iter().filter_map(Cell::decode) {
-            let scope = series.indicator.scope();
-            match merged.cells.entry((series, slot.number)) {
-                std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(cell)),
-                std::collections::btree_map::Entry::Occupied(mut entry) => match scope {
-                    Scope::Node => entry.get_mut().add(&cell),
-                    Scope::Replicas if cell.count() > entry.get().count() => drop(entry.insert(cell)),
-                    Scope::Replicas => {}
-                },
+        for of in slot.series {
+            let Some(series) = Series::decode(&of) else { continue };
+            let (kind, scope) = (series.indicator.kind(), series.indicator.scope());
+            let entry = merged.cells.entry((series, slot.number));
+            if let Entry::Occupied(before) = &entry
+                && scope == Scope::Replicas
+                && of.good + of.bad <= before.get().count()
+            {
+                continue;
+            }
+            let Some(cell) = Cell::decode(kind, &of) else { continue };
+            match entry {
+                Entry::Vacant(entry) => drop(entry.insert(cell)),
+                Entry::Occupied(mut entry) if scope == Scope::Node => entry.get_mut().add(&cell),
+                Entry::Occupied(mut entry) => drop(entry.insert(cell)),
             }
         }
     }

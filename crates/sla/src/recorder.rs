@@ -138,17 +138,23 @@ struct Counted {
     series: Vec<Series>,
     /// Since the process began, by series.
     totals: Vec<Totals>,
-    levels: BTreeMap<Level, Slots>,
+    levels: [Slots; Level::ALL.len()],
 }
 
 #[derive(Debug, Default)]
 struct Slots {
-    /// Those that are counted in.
-    open: BTreeMap<u64, hashbrown::HashMap<u32, Cell>>,
+    /// Those that are counted in. Seldom more than two.
+    open: BTreeMap<u64, Open>,
     /// Those that are over.
     packed: BTreeMap<u64, Vec<message::Series>>,
-    /// Those that have changed since they were last handed out to be kept.
-    changed: BTreeSet<u64>,
+}
+
+/// A slot that is counted in, by the ids of series.
+#[derive(Debug, Default)]
+struct Open {
+    cells: hashbrown::HashMap<u32, Cell>,
+    /// Whether it has changed since it was last handed out to be kept.
+    changed: bool,
 }
 
 impl Recorder {
@@ -206,19 +212,20 @@ impl Recorder {
     pub fn tidy(&self, now: Timestamp) -> Vec<(Level, u64)> {
         let counted = &mut *self.counted.lock();
         let mut gone = Vec::new();
-        for (level, slots) in &mut counted.levels {
+        for (level, slots) in Level::ALL.iter().zip(&mut counted.levels) {
             let late = Timestamp(now.0.saturating_sub(LATE_SECONDS * 1_000_000));
             let first_open = level.slot(late);
-            let still_open = slots.open.split_off(&first_open);
-            for (slot, cells) in std::mem::replace(&mut slots.open, still_open) {
-                let packed = pack(&counted.series, &cells);
-                slots.packed.insert(slot, packed);
+            // What is not kept yet stays open until it is.
+            let is_over = |slot: &u64, open: &Open| *slot < first_open && !open.changed;
+            let over: Vec<u64> = slots.open.iter().filter(|of| is_over(of.0, of.1)).map(|of| *of.0).collect();
+            for slot in over {
+                let open = slots.open.remove(&slot).unwrap_or_default();
+                slots.packed.insert(slot, pack(&counted.series, &open));
             }
             let oldest = level.slot(now).saturating_sub(level.kept());
             let kept = slots.packed.split_off(&oldest);
             let forgotten = std::mem::replace(&mut slots.packed, kept);
             gone.extend(forgotten.into_keys().map(|slot| (*level, slot)));
-            slots.changed = slots.changed.split_off(&oldest);
         }
         gone
     }
@@ -227,9 +234,11 @@ impl Recorder {
     pub fn changes(&self) -> Vec<message::Slot> {
         let counted = &mut *self.counted.lock();
         let mut changes = Vec::new();
-        for (level, slots) in &mut counted.levels {
-            for number in std::mem::take(&mut slots.changed) {
-                changes.extend(slots.read(&counted.series, *level, number));
+        for (level, slots) in Level::ALL.iter().zip(&mut counted.levels) {
+            for (number, open) in slots.open.iter_mut().filter(|(_, open)| open.changed) {
+                open.changed = false;
+                let series = pack(&counted.series, open);
+                changes.push(message::Slot { seconds: level.seconds(), number: *number, series });
             }
         }
         changes
@@ -240,7 +249,7 @@ impl Recorder {
         let mut counted = self.counted.lock();
         for slot in slots {
             let Some(level) = Level::of_seconds(slot.seconds) else { continue };
-            counted.levels.entry(level).or_default().packed.insert(slot.number, slot.series);
+            counted.levels[level as usize].packed.insert(slot.number, slot.series);
         }
     }
 
@@ -248,7 +257,7 @@ impl Recorder {
     #[must_use]
     pub fn read(&self, level: Level, from: u64) -> Vec<message::Slot> {
         let counted = self.counted.lock();
-        let Some(slots) = counted.levels.get(&level) else { return Vec::new() };
+        let slots = &counted.levels[level as usize];
         let numbers: BTreeSet<u64> = slots
             .packed
             .range(from..)
@@ -280,33 +289,42 @@ impl Counted {
     }
 
     fn cell(&mut self, level: Level, slot: u64, id: u32) -> &mut Cell {
-        let packed = self.levels.entry(level).or_default().packed.remove(&slot);
-        // What comes late, or after a restart, is added to what was counted before.
-        for of in packed.into_iter().flatten() {
-            if let Some((series, cell)) = Cell::decode(of) {
-                let id = self.id(Key(series.indicator, series.labels()));
-                self.levels.entry(level).or_default().open.entry(slot).or_default().insert(id, cell);
-            }
+        if !self.levels[level as usize].open.contains_key(&slot) {
+            self.open(level, slot);
         }
         let kind = self.series[id as usize].indicator.kind();
-        let slots = self.levels.entry(level).or_default();
-        slots.changed.insert(slot);
-        slots.open.entry(slot).or_default().entry(id).or_insert_with(|| Cell::new(kind))
+        let open = self.levels[level as usize].open.entry(slot).or_default();
+        open.changed = true;
+        open.cells.entry(id).or_insert_with(|| Cell::new(kind))
+    }
+
+    /// What comes late, or after a restart, is added to what was counted before.
+    fn open(&mut self, level: Level, slot: u64) {
+        let mut open = Open::default();
+        for of in self.levels[level as usize].packed.remove(&slot).into_iter().flatten() {
+            if let Some(series) = Series::decode(&of)
+                && let Some(cell) = Cell::decode(series.indicator.kind(), &of)
+            {
+                let id = self.id(Key(series.indicator, series.labels()));
+                open.cells.insert(id, cell);
+            }
+        }
+        self.levels[level as usize].open.insert(slot, open);
     }
 }
 
 impl Slots {
     fn read(&self, series: &[Series], level: Level, number: u64) -> Option<message::Slot> {
         let of = match self.open.get(&number) {
-            Some(cells) => pack(series, cells),
+            Some(open) => pack(series, open),
             None => self.packed.get(&number)?.clone(),
         };
         Some(message::Slot { seconds: level.seconds(), number, series: of })
     }
 }
 
-fn pack(series: &[Series], cells: &hashbrown::HashMap<u32, Cell>) -> Vec<message::Series> {
-    cells.iter().map(|(id, cell)| cell.encode(&series[*id as usize])).collect()
+fn pack(series: &[Series], open: &Open) -> Vec<message::Series> {
+    open.cells.iter().map(|(id, cell)| cell.encode(&series[*id as usize])).collect()
 }
 
 #[cfg(test)]
@@ -346,8 +364,10 @@ mod tests {
         assert_eq!((first.good, first.bad, first.sum), (2, 1, 4_000));
         // Exact to 0.1 %.
         assert!(first.max().is_some_and(|max| (3_000..=3_003).contains(&max)), "{first:?}");
-        // After 2 hours minutes are forgotten, after 2 days hours.
-        assert_eq!(again.tidy(at(3 * 3_600)), [(Level::Minute, 0), (Level::Minute, 16)]);
+        // After 2 hours minutes are forgotten, after 2 days hours; but nothing before it was kept.
+        assert_eq!(again.tidy(at(3 * 3_600)), [(Level::Minute, 16)]);
+        assert_eq!(again.changes().len(), Level::ALL.len());
+        assert_eq!(again.tidy(at(3 * 3_600)), [(Level::Minute, 0)]);
         assert_eq!((count(&again, Level::Minute), count(&again, Level::Hour)), (0, 4));
     }
 }

@@ -67,8 +67,11 @@ impl Service {
         self.groups.read().get(&ShardId(u16::try_from(shard).ok()?)).cloned()
     }
 
+    /// A node that is still taking in shards has its log and its disk full of them: whoever it led would wait.
     fn must_not_lead(&self) -> bool {
-        *self.draining.borrow() || self.stopped.borrow().is_some()
+        *self.draining.borrow()
+            || self.stopped.borrow().is_some()
+            || !members::is_member(&self.groups.read(), self.identity.node)
     }
 
     /// Refuses who is of another cluster, or means another node.
@@ -163,7 +166,7 @@ impl Service {
                 Err(_) => stopped(),
             },
             request::Body::Transfer(_) if self.must_not_lead() => {
-                response::Body::Transferred("the node is about to stop, or can not write".into())
+                response::Body::Transferred("the node is about to stop, can not write, or still joins".into())
             }
             request::Body::Transfer(transfer) => {
                 match group.raft.handle_transfer_leader(wire::to_transfer(transfer)?).await {

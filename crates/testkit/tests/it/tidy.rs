@@ -48,6 +48,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "machine",
             "proto",
             "providers",
+            "sla",
             "storage",
             "testkit",
             "worker",
