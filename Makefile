@@ -25,7 +25,7 @@ cluster: build ## Three nodes on this machine, and what to try: kill one, watch 
 
 test: setup ## Runs every test.
 	@deploy/dev/setup.sh testing
-	@deploy/dev/previous.sh
+	@deploy/dev/previous.sh || { [ -z "$$CI" ] && echo "NOT RUN: the upgrade between two releases"; }
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
 
