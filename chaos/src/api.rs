@@ -25,6 +25,12 @@ impl Api {
         Ok(Self { http: reqwest::Client::builder().timeout(CALL_TIMEOUT).build()?, url: url.to_owned() })
     }
 
+    /// Where a path is.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
     /// Applies a workflow.
     ///
     /// # Errors

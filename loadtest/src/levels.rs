@@ -18,7 +18,7 @@ fn nanos_each(began: Instant, count: u64) -> f64 {
 
 /// Nanoseconds of one.
 pub(crate) fn record() -> f64 {
-    let recorder = Recorder::with_edges(sla::prometheus::edges(&sla::built_in(3)));
+    let recorder = Recorder::with_edges(sla::prometheus::edges(&sla::built_in(3), &sla::alert::built_in()));
     let labels = Labels { tenant: "default", workflow: "build", role: "executor", provider: "p", node: "" };
     let began = Instant::now();
     for number in 0..RECORDS {

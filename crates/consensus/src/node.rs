@@ -227,6 +227,7 @@ impl Node {
             observer::save(Arc::clone(&options.observer), Arc::clone(&node.state), Arc::clone(&clock));
         node.tasks.push(tokio::spawn(saving));
         node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
+        node.tasks.push(tokio::spawn(versions::begin(node.groups.clone())));
         node.tasks.push(tokio::spawn(equality::watch(Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(node.keep_membership(options)));
         Ok(node)
@@ -253,8 +254,8 @@ impl Node {
         let (lead, leadership) = watch::channel(Leadership::Elsewhere { leader: None });
         let batcher_state = Arc::clone(&self.state);
         let (clock, member, machine_of_raft) = (Arc::clone(clock), options.member.clone(), machine.clone());
-        let (follow, network) =
-            (leadership.clone(), Network { shard, links: links.clone(), state: Arc::clone(&self.state) });
+        let (follow, first) = (leadership.clone(), log_store.first());
+        let network = Network { shard, links: links.clone(), state: Arc::clone(&self.state), first };
         let links_of_follow = links.clone();
         let log_entries_kept = options.log_entries_kept;
         let start = async move {

@@ -7,12 +7,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use ids::{NodeId, ShardId};
+use ids::{NodeId, Position, ShardId};
 use machine::{Command, MACHINE_VERSION, MACHINE_VERSION_OLDEST, Outcome, Read as _};
 use parking_lot::Mutex;
 use proto::peer::{self, Empty, request, response};
 
-use crate::{Group, Node};
+use crate::{Group, Leadership, Node};
 
 /// How long a node is waited for when it is asked what it knows.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -63,6 +63,23 @@ pub(crate) fn check(in_force: u32) -> Result<(), Unsupported> {
 /// The newest rules that are in force in any shard.
 pub(crate) fn in_force(groups: &BTreeMap<ShardId, Group>) -> u32 {
     groups.values().map(|group| group.view().shard().machine_version).max().unwrap_or(0)
+}
+
+/// Writes the first entry of shards that begin here, which brings the newest rules into force: before other nodes
+/// join, of which nobody would know whether they know them.
+pub(crate) async fn begin(groups: BTreeMap<ShardId, Group>) {
+    let is_new =
+        |group: &&Group| group.members().len() == 1 && group.view().shard().position == Position::default();
+    let begun = groups.values().filter(is_new).map(|group| async move {
+        let mut leadership = group.leadership();
+        let leads = |lead: &Leadership| matches!(lead, Leadership::Here { .. });
+        if leadership.wait_for(leads).await.is_ok()
+            && let Err(error) = group.propose(Command::Finalize { machine_version: MACHINE_VERSION }).await
+        {
+            tracing::debug!(shard = %group.shard(), %error, "the first command brings the newest rules into force");
+        }
+    });
+    join_all(begun).await;
 }
 
 /// Why newer rules did not come into force.

@@ -4,7 +4,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 
 use ids::{Digest, Dispatch, Position, SessionId, StepId, Timestamp};
 
-use crate::{Definition, Durability, Failure, SessionLimits, Value};
+use crate::{AlertState, Definition, Durability, Failure, SessionLimits, Value};
 
 /// A command and the shard's time at which it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +79,34 @@ pub enum Command {
     Finalize {
         /// What every node of the cluster knows.
         machine_version: u32,
+    },
+    /// Something is to be known of an alert. Alerts live in shard 0.
+    Alert {
+        /// The rule's name.
+        name: String,
+        /// What.
+        change: AlertChange,
+    },
+}
+
+/// What is to be known of an alert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AlertChange {
+    /// The rule's condition holds.
+    Breached {
+        /// How long it must before the alert fires, in milliseconds.
+        hold_ms: u64,
+        /// What was measured, for people.
+        value: String,
+    },
+    /// It does not.
+    Fine,
+    /// Who is to be told of this state of it was told.
+    Notified {
+        /// The state.
+        state: AlertState,
+        /// Of which alert: when its condition began to hold.
+        since: Timestamp,
     },
 }
 

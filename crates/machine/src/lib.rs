@@ -29,8 +29,8 @@ mod tables;
 pub use apply::{apply, pending_effects};
 pub use chain::{chain, event_digest};
 pub use command::{
-    Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep, StartSession,
-    Usage,
+    AlertChange, Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep,
+    StartSession, Usage,
 };
 pub use definition::{
     Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits, Wait,
@@ -38,8 +38,8 @@ pub use definition::{
 pub use event::{Event, EventData, Failure, FailureClass};
 pub use outcome::{Effect, Outcome, Output, Refusal, Work};
 pub use row::{
-    Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow, SessionError, SessionRow,
-    SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
+    AlertRow, AlertState, Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow,
+    SessionError, SessionRow, SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
 };
 pub use tables::{Fact, Key, MemoryTables, Observed, Read, Row, Tables, TimerKind};
 
@@ -51,7 +51,7 @@ pub type Value = bytes::Bytes;
 /// differently, or could not read, is asked for only once they are.
 ///
 /// - 1: release 0.1.
-/// - 2: release 0.2: `Finalize`.
+/// - 2: release 0.2: `Finalize`, `Alert`.
 pub const MACHINE_VERSION: u32 = 2;
 /// The rules that a new shard begins with.
 pub const MACHINE_VERSION_FIRST: u32 = 1;

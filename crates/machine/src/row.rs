@@ -314,6 +314,34 @@ pub struct IdempotencyRow {
     pub fingerprint: Digest,
 }
 
+/// How an alert stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlertState {
+    /// Its condition holds, but not for long enough.
+    Pending,
+    /// Its condition holds.
+    Firing,
+    /// Its condition held.
+    Resolved,
+}
+
+/// An alert. A rule whose condition never held has none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlertRow {
+    /// How it stands.
+    pub state: AlertState,
+    /// When its condition began to hold.
+    pub since: Timestamp,
+    /// When it fired.
+    pub fired_at: Option<Timestamp>,
+    /// When its condition ended.
+    pub resolved_at: Option<Timestamp>,
+    /// What was measured when it began, or fired, for people.
+    pub value: String,
+    /// Whether who is to be told was told of this state.
+    pub notified: bool,
+}
+
 /// A name in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkflowRow {

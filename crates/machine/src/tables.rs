@@ -5,7 +5,7 @@ use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use ids::{Digest, ScopeId, Seq, SessionId, StepId, Timestamp};
 
 use crate::{
-    Definition, Event, IdempotencyRow, PendingRow, ScopeRow, SessionRow, ShardRow, StepRow, Value,
+    AlertRow, Definition, Event, IdempotencyRow, PendingRow, ScopeRow, SessionRow, ShardRow, StepRow, Value,
     WorkflowRow,
 };
 
@@ -42,6 +42,8 @@ pub enum Key {
     Timer(Timestamp, SessionId, TimerKind),
     /// A tenant's sessions, newest first: tenant, `u64::MAX − created_at`, session.
     ByTenant(String, u64, SessionId),
+    /// An alert, by its rule's name.
+    Alert(String),
 }
 
 /// What a timer is for.
@@ -78,6 +80,8 @@ pub enum Row {
     Pending(PendingRow),
     /// Of [`Key::Idempotency`].
     Idempotency(IdempotencyRow),
+    /// Of [`Key::Alert`].
+    Alert(AlertRow),
     /// Of the keys that say everything themselves.
     Present,
 }

@@ -90,12 +90,19 @@ impl Source for OnDisk {
 pub(crate) struct Schedule {
     newest: Mutex<Option<(String, Timestamp)>>,
     overdue: AtomicBool,
+    /// Whether there is a schedule.
+    used: AtomicBool,
 }
 
 impl Schedule {
     /// The newest backup, and when it was begun.
     pub(crate) fn newest(&self) -> Option<(String, Timestamp)> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether there is a schedule.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Whether there should have been another by now.
@@ -107,6 +114,7 @@ impl Schedule {
 /// Makes backups on a schedule while this node leads shard 0, and watches their age in any case, as long as it runs.
 pub(crate) async fn run(app: Arc<App>, of: config::Backup) {
     let every = Duration::from_secs(60 * of.every_minutes);
+    app.backups.used.store(true, Ordering::Relaxed);
     let mut tick = tokio::time::interval((every / 10).clamp(Duration::from_secs(1), Duration::from_secs(60)));
     let mut stopping = app.stopping.clone();
     loop {

@@ -1,7 +1,11 @@
 //! Service levels of the cluster: what this node measures, what all of them have measured, and what came of what is
 //! promised.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use consensus::{Observer, Peers};
@@ -15,8 +19,10 @@ use proto::{
 };
 use serde_json::{Value, json};
 use sla::{
-    Indicator, Labels, Level, Objective, Recorder, Scope, Series, Window, facts::Facts, merge, message,
-    report,
+    Indicator, Labels, Level, Objective, Recorder, Scope, Series, Window,
+    alert::{Gauges, Rule},
+    facts::Facts,
+    merge, message, report,
 };
 use storage::Note;
 
@@ -29,12 +35,26 @@ pub(crate) struct Levels {
     recorder: Arc<Recorder>,
     facts: Facts,
     objectives: Vec<Objective>,
+    alerts: Vec<Rule>,
+}
+
+/// What all nodes have said.
+pub(crate) struct Heard {
+    pub(crate) measured: report::Measured,
+    pub(crate) gauges: Gauges,
+    /// Those that did not say all of it.
+    pub(crate) silent: BTreeSet<NodeId>,
 }
 
 impl Levels {
-    pub(crate) fn new(objectives: Vec<Objective>) -> Self {
-        let recorder = Arc::new(Recorder::with_edges(sla::prometheus::edges(&objectives)));
-        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives }
+    pub(crate) fn new(objectives: Vec<Objective>, alerts: Vec<Rule>) -> Self {
+        let recorder = Arc::new(Recorder::with_edges(sla::prometheus::edges(&objectives, &alerts)));
+        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives, alerts }
+    }
+
+    /// The rules that say when somebody is to be told.
+    pub(crate) fn alerts(&self) -> &[Rule] {
+        &self.alerts
     }
 
     /// An answer of the API to a tenant.
@@ -55,46 +75,48 @@ impl Levels {
 
     /// The rules of what is promised, for Prometheus.
     pub(crate) fn rules(&self) -> String {
-        sla::prometheus::rules(&self.objectives)
+        sla::prometheus::rules(&self.objectives, &self.alerts)
     }
 
     /// Answers another node that asks what this one has counted.
-    pub(crate) fn answer(&self, wanted: &[u8]) -> Bytes {
-        let slots = match message::Wanted::decode(wanted) {
-            Ok(wanted) => {
-                Level::of_seconds(wanted.seconds).map(|level| self.recorder.read(level, wanted.from))
-            }
-            Err(_) => None,
-        };
-        message::Slots { slots: slots.unwrap_or_default() }.encode_to_vec().into()
+    pub(crate) fn answer(&self, wanted: &[u8], known: impl FnOnce() -> Gauges) -> Bytes {
+        let Ok(wanted) = message::Wanted::decode(wanted) else { return Bytes::new() };
+        let slots = Level::of_seconds(wanted.seconds).map(|level| self.recorder.read(level, wanted.from));
+        let gauges = if wanted.gauges { known().encode() } else { HashMap::new() };
+        message::Slots { slots: slots.unwrap_or_default(), gauges }.encode_to_vec().into()
     }
 
-    /// What all nodes have counted, and those that did not say.
-    async fn measured(&self, peers: &Peers, now: Timestamp) -> (report::Measured, BTreeSet<NodeId>) {
-        let mut silent = BTreeSet::new();
+    /// What all nodes have counted in these windows, and know of themselves.
+    pub(crate) async fn hear(&self, peers: &Peers, now: Timestamp, windows: &[Window]) -> Heard {
+        let (mut silent, mut gauges) = (BTreeSet::new(), Gauges::default());
         let mut merged = Vec::new();
         for level in Level::ALL {
-            let longest = Window::ALL.into_iter().map(Window::slots).filter(|(of, _)| *of == level);
-            let count = longest.map(|(_, count)| count).max().unwrap_or(0);
+            let longest = windows.iter().map(|window| window.slots()).filter(|(of, _)| *of == level);
+            let Some(count) = longest.map(|(_, count)| count).max() else {
+                merged.push(sla::Merged::default());
+                continue;
+            };
             let from = level.slot(now).saturating_sub(count);
-            let wanted = message::Wanted { seconds: level.seconds(), from };
+            let wanted = message::Wanted { seconds: level.seconds(), from, gauges: level == Level::Minute };
             let asked = peers.nodes().into_iter().map(|node| async move {
                 let body = question::Body::Measured(wanted.encode_to_vec().into());
                 let question = Question { body: Some(body) }.encode_to_vec();
                 let answer = peers.ask(node, question.into(), ASK_TIMEOUT).await.ok()?;
                 match Answer::decode(answer).ok()?.body? {
-                    answer::Body::Measured(slots) => Some((node, message::Slots::decode(slots).ok()?.slots)),
+                    answer::Body::Measured(slots) => Some((node, message::Slots::decode(slots).ok()?)),
                     _ => None,
                 }
             });
             let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
             let heard: BTreeSet<NodeId> = answers.iter().map(|(node, _)| *node).collect();
             silent.extend(peers.nodes().difference(&heard));
-            merged.push(merge(answers.into_iter().map(|(_, slots)| slots).collect()));
+            answers.iter().for_each(|(_, of)| gauges.add_encoded(&of.gauges));
+            merged.push(merge(answers.into_iter().map(|(_, of)| of.slots).collect()));
         }
         let mut merged = merged.into_iter();
         let mut next = || merged.next().unwrap_or_default();
-        (report::Measured { minutes: next(), hours: next(), days: next() }, silent)
+        let measured = report::Measured { minutes: next(), hours: next(), days: next() };
+        Heard { measured, gauges, silent }
     }
 
     /// What came of every promise, over its window or another one, as a tenant may see it: of the sessions of others,
@@ -106,7 +128,7 @@ impl Levels {
         window: Option<Window>,
         tenant: Option<&str>,
     ) -> Value {
-        let (measured, silent) = self.measured(peers, now).await;
+        let Heard { measured, silent, .. } = self.hear(peers, now, &Window::ALL).await;
         let visible = |series: &Series| match tenant {
             Some(tenant) => series.indicator.scope() == Scope::Node || series.tenant == tenant,
             None => true,

@@ -6,9 +6,11 @@
 //! - **Invariant:** every error that leaves has a stable code, and holds no secret.
 //! - **Invariant:** a request names its tenant by its token only; without tokens there is one tenant.
 
+mod alerts;
 mod backups;
 pub mod config;
 mod error;
+mod gauges;
 mod grpc;
 mod http;
 mod levels;

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) backup_overdue: Gauge,
     pub(crate) provider_in_flight: Family<Named, Gauge>,
     pub(crate) provider_open: Family<Named, Gauge>,
+    /// How many nodes did not answer, where this node is the one that looks.
+    pub(crate) nodes_down: parking_lot::Mutex<Option<usize>>,
 }
 
 impl Metrics {
@@ -60,6 +62,7 @@ impl Metrics {
             backup_overdue: Gauge::default(),
             provider_in_flight: Family::default(),
             provider_open: Family::default(),
+            nodes_down: parking_lot::Mutex::default(),
             registry: Registry::default(),
         };
         let m = &metrics;

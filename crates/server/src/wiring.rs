@@ -24,8 +24,9 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::{
     Config,
+    alerts::{self, Teller},
     backups::{self, Schedule},
-    config, grpc, http,
+    config, gauges, grpc, http,
     levels::Levels,
     metrics::Metrics,
     sessions::Sessions,
@@ -64,6 +65,9 @@ pub enum StartError {
     /// What it is to promise.
     #[error("configuration: [sla]: {0}")]
     Objectives(sla::Error),
+    /// When somebody is to be told.
+    #[error("configuration: [alerts]: {0}")]
+    Alerts(sla::Error),
 }
 
 /// A running node.
@@ -117,9 +121,14 @@ impl Server {
         let tokens = read_tokens(&config, &redactor)?;
         let tls = load_tls(&config)?;
         let vendor = start_vendor(&config).await?;
+        let teller =
+            config.alerts.webhook.as_ref().map(|webhook| Teller::new(webhook, &redactor)).transpose();
+        let teller = teller.map_err(|error| StartError::Secret(format!("alerts.webhook: {error}")))?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
         let identity = identify(&config, &http_listener, tls.as_ref()).await?;
-        let levels = Arc::new(Levels::new(config.sla.objectives().map_err(StartError::Objectives)?));
+        let objectives = config.sla.objectives().map_err(StartError::Objectives)?;
+        let alerts = config.alerts.rules(&objectives).map_err(StartError::Alerts)?;
+        let levels = Arc::new(Levels::new(objectives, alerts));
         let mut options = node_options(&config, identity, [http, grpc, peer], tls.clone());
         options.observer = Arc::clone(&levels) as Arc<dyn Observer>;
         let node = Node::start(options, peer_listener, Arc::new(SystemClock)).await?;
@@ -150,7 +159,10 @@ impl Server {
             let app = weak.upgrade();
             Box::pin(async move {
                 match app {
-                    Some(app) => app.sessions.answer(question, |wanted| app.levels.answer(wanted)).await,
+                    Some(app) => {
+                        let measured = |wanted: &[u8]| app.levels.answer(wanted, || gauges::of(&app));
+                        app.sessions.answer(question, measured).await
+                    }
                     None => Bytes::new(),
                 }
             })
@@ -160,6 +172,7 @@ impl Server {
         if let Some(backup) = config.backup.clone() {
             tasks.push(tokio::spawn(backups::run(Arc::clone(&app), backup)));
         }
+        tasks.push(tokio::spawn(alerts::run(Arc::clone(&app), config.alerts.clone(), teller)));
         tasks.push(serve_grpc(grpc_listener, tls, Arc::clone(&app), stopping)?);
         let watching = app.sessions.watch_ended(&app.metrics.sessions_ended);
         for group in app.sessions.node().groups().values() {

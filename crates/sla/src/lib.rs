@@ -6,8 +6,10 @@
 //!   log, so that every replica counts the same; [`merge`] takes of each the one that has counted most, as whoever was
 //!   away has counted less. What only one node can see (the latency of its API) is added up.
 //! - [`Objective`] says what is promised, [`report`] what came of it in a window.
+//! - [`alert`] says when somebody is to be told.
 //! - **Absent:** the network, the disk, the clock: who owns a recorder has them.
 
+pub mod alert;
 mod cell;
 pub mod facts;
 mod indicator;

@@ -56,8 +56,16 @@ pub enum Comparator {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Not TOML, or not in this form.
-    #[error("objectives: {0}")]
+    #[error("{0}")]
     Form(String),
+    /// A rule that can not be.
+    #[error("alert {name:?}: {problem}")]
+    Alert {
+        /// Its name.
+        name: String,
+        /// What is wrong, and what instead.
+        problem: String,
+    },
     /// An objective that can not be.
     #[error("objective {name:?}: {problem}")]
     Objective {
@@ -164,10 +172,10 @@ impl Written {
     }
 }
 
-const DURATION: &str = "expected a duration such as \"200ms\", \"30s\", \"5m\" or \"1h\"";
+pub(crate) const DURATION: &str = "expected a duration such as \"200ms\", \"30s\", \"5m\" or \"1h\"";
 
 /// Microseconds.
-fn parse_duration(text: &str) -> Option<f64> {
+pub(crate) fn parse_duration(text: &str) -> Option<f64> {
     let units = [("ms", 1e3), ("s", 1e6), ("m", 6e7), ("h", 3.6e9)];
     let (number, unit) =
         units.into_iter().find_map(|(name, micros)| Some((text.strip_suffix(name)?, micros)))?;
@@ -176,7 +184,7 @@ fn parse_duration(text: &str) -> Option<f64> {
 }
 
 impl Statistic {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "mean" => Some(Self::Mean),
             "ratio" => Some(Self::Ratio),

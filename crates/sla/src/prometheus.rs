@@ -7,22 +7,25 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use crate::{Indicator, Kind, Objective, Scope, Statistic};
+use crate::{
+    Indicator, Kind, Objective, Scope, Statistic,
+    alert::{self, BURNS, Condition, Gauge, Metric, Rule},
+};
 
 /// Edges of buckets besides the targets, in seconds.
 const EDGES: [f64; 15] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
 
-/// Long window, short window, how many times faster than allowed, and how bad that is.
-const BURNS: [(&str, &str, f64, &str); 3] =
-    [("1h", "5m", 14.4, "critical"), ("6h", "30m", 6.0, "critical"), ("3d", "6h", 1.0, "warning")];
-
-/// The edges of buckets, in microseconds: every target of an objective is one.
+/// The edges of buckets, in microseconds: every target of an objective is one, and every limit of a rule.
 #[must_use]
-pub fn edges(objectives: &[Objective]) -> Vec<u64> {
+pub fn edges(objectives: &[Objective], alerts: &[Rule]) -> Vec<u64> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and a duration")]
     let whole = |micros: f64| micros as u64;
-    let targets = objectives.iter().filter(|objective| objective.statistic != Statistic::Ratio);
+    let limits = alerts.iter().filter_map(|rule| match &rule.condition {
+        Condition::Threshold { metric: Metric::Level(of), .. } => Some(of),
+        _ => None,
+    });
+    let targets = objectives.iter().chain(limits).filter(|of| of.statistic != Statistic::Ratio);
     let edges: BTreeSet<u64> = EDGES
         .iter()
         .map(|seconds| whole(seconds * 1e6))
@@ -64,7 +67,8 @@ fn seconds(micros: u64) -> f64 {
 }
 
 /// A text between quotes, in exposition and rules alike.
-fn quoted(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
@@ -147,15 +151,17 @@ pub(crate) fn failures<'a>(all: impl Iterator<Item = (&'a crate::Series, &'a Tot
     text
 }
 
-/// The rules of objectives, as a Prometheus rule file: the share that misses the target by window, and alerts on how
-/// fast the budget is spent. Objectives without a budget (means) have none.
+/// The rules of objectives and of thresholds, as a Prometheus rule file: the share that misses each target by window,
+/// alerts on how fast the budget is spent, and one alert a threshold. Objectives without a budget (means) have none.
 #[must_use]
-pub fn rules(objectives: &[Objective]) -> String {
+pub fn rules(objectives: &[Objective], alerts: &[Rule]) -> String {
     let mut text = String::from("groups:\n");
+    thresholds(&mut text, alerts);
     for objective in objectives {
         let Some(budget) = objective.budget() else { continue };
         let _ = write!(text, "  - name: {}\n    rules:\n", quoted(&format!("orchestra: {}", objective.name)));
-        let windows: BTreeSet<&str> = BURNS.iter().flat_map(|(long, short, ..)| [*long, *short]).collect();
+        let windows: BTreeSet<&str> =
+            BURNS.iter().flat_map(|(long, short, ..)| [long.name(), short.name()]).collect();
         let label = format!("        labels: {{objective: {}}}\n", quoted(&objective.name));
         for window in windows {
             let _ = write!(
@@ -165,8 +171,8 @@ pub fn rules(objectives: &[Objective]) -> String {
             );
         }
         for (long, short, factor, severity) in BURNS {
-            // What a person would have written.
-            let threshold = (factor * budget * 1e6).round() / 1e6;
+            let (long, short, severity) = (long.name(), short.name(), severity.name());
+            let Some(threshold) = alert::burn_limit(objective, factor) else { continue };
             if threshold >= 1.0 {
                 continue;
             }
@@ -194,6 +200,90 @@ pub fn rules(objectives: &[Objective]) -> String {
         }
     }
     text
+}
+
+/// One alert a threshold; those of gauges, and of what is measured.
+fn thresholds(text: &mut String, alerts: &[Rule]) {
+    let mut begun = false;
+    for rule in alerts {
+        let Condition::Threshold { metric, above, limit, over } = &rule.condition else { continue };
+        if !begun {
+            text.push_str("  - name: \"orchestra: thresholds\"\n    rules:\n");
+            begun = true;
+        }
+        let window = over.name();
+        let comparator = if *above { '>' } else { '<' };
+        let expr = match metric {
+            Metric::Level(of) if of.statistic == Statistic::Mean => {
+                let sum = counted(of, "_seconds_sum", "", window, "rate");
+                let count = counted(of, "_seconds_count", "", window, "rate");
+                format!("{sum} / {count} > {}", limit / 1e6)
+            }
+            // So a percentile is compared without an estimate: its limit is the edge of a bucket.
+            Metric::Level(of) => {
+                let allowed = of.budget().map_or(0.0, |budget| (budget * 1e6).round() / 1e6);
+                let least = needed(allowed).max(alert::COUNTED_MIN);
+                format!("({} > {allowed}) and on() ({} >= {least})", missed(of, window), count(of, window))
+            }
+            Metric::Failed(of) => {
+                let all = format!("{} >= {}", all(of, window), alert::COUNTED_MIN);
+                format!("({} {comparator} {limit}) and on() ({all})", missed(of, window))
+            }
+            Metric::Count(of) => format!("{} {comparator} {limit}", all(of, window)),
+            Metric::FallbackRate => {
+                let of = |indicator: Indicator, function| {
+                    let name = indicator.name();
+                    over_nodes(indicator, &format!("{function}(orchestra_{name}_seconds_count[{window}])"))
+                };
+                let answers = of(Indicator::AgentResponse, "increase");
+                format!(
+                    "({} / {} {comparator} {limit}) and on() ({answers} >= {})",
+                    of(Indicator::ProviderFallback, "rate"),
+                    of(Indicator::AgentResponse, "rate"),
+                    alert::COUNTED_MIN
+                )
+            }
+            Metric::Gauge(gauge) => format!("{} {comparator} {limit}", gauge_over_nodes(*gauge)),
+        };
+        let hold = if rule.hold_ms > 0 {
+            format!("        for: {}s\n", rule.hold_ms / 1_000)
+        } else {
+            String::new()
+        };
+        let action = if rule.action.is_empty() {
+            String::new()
+        } else {
+            format!(", action: {}", quoted(&rule.action))
+        };
+        let _ = write!(
+            text,
+            "      - alert: OrchestraThreshold\n        expr: {}\n{hold}        labels: {{rule: {}, severity: \
+             {}{action}}}\n        annotations: {{summary: {}}}\n",
+            quoted(&expr),
+            quoted(&rule.name),
+            rule.severity.name(),
+            quoted(&format!("{}: {}", rule.name, rule.text)),
+        );
+    }
+}
+
+fn gauge_over_nodes(gauge: Gauge) -> String {
+    let over = if gauge.is_sum() { "sum" } else { "max" };
+    format!("{over}(orchestra_{})", gauge.name())
+}
+
+/// How many were counted in a window, those that failed included.
+fn all(objective: &Objective, window: &str) -> String {
+    if objective.indicator.kind() == Kind::Ratio {
+        return counted(objective, "_total", "", window, "increase");
+    }
+    let of = format!("indicator={}", quoted(objective.indicator.name()));
+    let bad = over_nodes(
+        objective.indicator,
+        &format!("increase(orchestra_failures_total{}[{window}])", selector(objective, &of)),
+    );
+    let good = counted(objective, "_seconds_count", "", window, "increase");
+    format!("(({good} or vector(0)) + ({bad} or vector(0)))")
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
@@ -275,7 +365,7 @@ mod tests {
     #[test]
     fn every_target_is_the_edge_of_a_bucket() {
         let objectives = built_in(3);
-        let recorder = Recorder::with_edges(edges(&objectives));
+        let recorder = Recorder::with_edges(edges(&objectives, &alert::built_in()));
         let labels = Labels { role: "auditor", provider: "a \"b\"", ..Labels::default() };
         let at = Timestamp(0);
         for micros in [29_999_999, 30_000_000, 30_000_001] {

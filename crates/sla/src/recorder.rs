@@ -74,17 +74,32 @@ pub enum Window {
     Minute,
     /// 5 minutes.
     FiveMinutes,
+    /// 30 minutes.
+    HalfHour,
     /// 1 hour.
     Hour,
+    /// 6 hours, of whole hours.
+    SixHours,
     /// 24 hours, of whole hours.
     Day,
+    /// 3 days, of whole days.
+    ThreeDays,
     /// 30 days, of whole days.
     Month,
 }
 
 impl Window {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Minute, Self::FiveMinutes, Self::Hour, Self::Day, Self::Month];
+    pub const ALL: [Self; 8] = [
+        Self::Minute,
+        Self::FiveMinutes,
+        Self::HalfHour,
+        Self::Hour,
+        Self::SixHours,
+        Self::Day,
+        Self::ThreeDays,
+        Self::Month,
+    ];
 
     /// The name in configuration and reports.
     #[must_use]
@@ -92,8 +107,11 @@ impl Window {
         match self {
             Self::Minute => "1m",
             Self::FiveMinutes => "5m",
+            Self::HalfHour => "30m",
             Self::Hour => "1h",
+            Self::SixHours => "6h",
             Self::Day => "24h",
+            Self::ThreeDays => "3d",
             Self::Month => "30d",
         }
     }
@@ -110,8 +128,11 @@ impl Window {
         match self {
             Self::Minute => (Level::Minute, 1),
             Self::FiveMinutes => (Level::Minute, 5),
+            Self::HalfHour => (Level::Minute, 30),
             Self::Hour => (Level::Minute, 60),
+            Self::SixHours => (Level::Hour, 6),
             Self::Day => (Level::Hour, 24),
+            Self::ThreeDays => (Level::Day, 3),
             Self::Month => (Level::Day, 30),
         }
     }

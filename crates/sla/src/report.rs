@@ -208,12 +208,18 @@ fn shown(is_share: bool, number: f64) -> f64 {
     if is_share { number } else { number / 1_000.0 }
 }
 
-fn number(statistic: Statistic, cell: &Cell) -> Option<f64> {
+pub(crate) fn number(statistic: Statistic, cell: &Cell) -> Option<f64> {
     match statistic {
         Statistic::Percentile(percentile) => cell.percentile(percentile).map(precise),
         Statistic::Mean => cell.mean(),
         Statistic::Ratio => (cell.count() > 0).then(|| precise(cell.good) / precise(cell.count())),
     }
+}
+
+/// The share that missed the target, and of how many.
+pub(crate) fn share_missed(objective: &Objective, cell: &Cell) -> Option<(f64, u64)> {
+    let missed = missed(objective, cell);
+    Some((missed.share()?, missed.of))
 }
 
 fn missed(objective: &Objective, cell: &Cell) -> Missed {
@@ -233,7 +239,7 @@ fn missed(objective: &Objective, cell: &Cell) -> Missed {
 
 /// How many must be counted before a number says something: one more or less could not change the outcome.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-fn needed(objective: &Objective) -> u64 {
+pub(crate) fn needed(objective: &Objective) -> u64 {
     match objective.budget() {
         Some(budget) if budget > 0.0 => ((1.0 / budget).round() as u64).min(1_000),
         _ => 1,

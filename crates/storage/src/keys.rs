@@ -26,6 +26,7 @@ enum Tag {
     Idempotency = 13,
     Timer = 14,
     ByTenant = 15,
+    Alert = 16,
 }
 
 /// What stands before every key of one life of a shard.
@@ -123,6 +124,10 @@ pub fn encode_key(key: &Key) -> Vec<u8> {
             out.number(*age);
             out.session(*id);
         }
+        Key::Alert(name) => {
+            out.tag(Tag::Alert);
+            out.text(name);
+        }
     }
     out.0
 }
@@ -157,6 +162,7 @@ pub fn decode_key(bytes: &[u8]) -> Option<Key> {
             Key::Timer(at, id, kind)
         }
         15 => Key::ByTenant(read.text()?, read.number()?, read.session()?),
+        16 => Key::Alert(read.text()?),
         _ => return None,
     };
     read.0.is_empty().then_some(key)

@@ -389,15 +389,17 @@ impl Cluster {
         Ok(answer.error_for_status()?.json().await?)
     }
 
-    /// The node that leads a shard, as any of them says.
+    /// The node that leads a shard, as any of them says that does not mean one that is gone.
     pub async fn leader(&self, shard: u16) -> Option<usize> {
         for number in self.running() {
             let Ok(status) = self.status(number).await else { continue };
             let leader = status["shards"][shard.to_string()]["leader"].clone();
             let nodes = status["nodes"].as_array()?;
             let name = nodes.iter().find(|node| node["id"] == leader).map(|node| &node["name"]);
-            if let Some(name) = name.and_then(Value::as_str) {
-                return self.nodes.iter().position(|slot| slot.spec.name == name);
+            let Some(name) = name.and_then(Value::as_str) else { continue };
+            let is_it = |slot: &Slot| slot.spec.name == name && slot.process.is_some();
+            if let Some(leader) = self.nodes.iter().position(is_it) {
+                return Some(leader);
             }
         }
         None

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::Subcommand;
 use server::Config;
 
@@ -26,7 +27,9 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check { file } => {
-            Config::load(file.as_deref())?;
+            let config = Config::load(file.as_deref())?;
+            let objectives = config.sla.objectives().context("[sla]")?;
+            config.alerts.rules(&objectives).context("[alerts]")?;
             for variable in Config::unknown_variables() {
                 line(format!("warning: nothing reads {variable}"));
             }

@@ -21,6 +21,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Every alert rule, and how its alert stands; with an admin token where there are tokens. Exit code 4 if one
+    /// fires.
+    Alerts {
+        /// Only those that are pending, fire, or fired.
+        #[arg(long)]
+        active: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Prints Prometheus rules of the cluster's objectives: the share that misses each target, and alerts on how
     /// fast the error budget is spent (1 h and 5 min: 14.4 times; 6 h and 30 min: 6 times; 3 d and 6 h: once).
     Rules {
@@ -32,6 +41,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let (window, remote) = match command {
         Command::Report { window, remote } => (window, remote),
+        Command::Alerts { active, remote } => return alerts(active, &remote).await,
         Command::Rules { remote } => {
             line(remote.client()?.get_text("/v1/sla/rules").await?.trim_end());
             return Ok(ExitCode::SUCCESS);
@@ -65,6 +75,30 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
     let missed = outcomes.iter().any(|outcome| outcome["state"] == "missed");
     Ok(if missed { ExitCode::from(4) } else { ExitCode::SUCCESS })
+}
+
+async fn alerts(active: bool, remote: &Remote) -> anyhow::Result<ExitCode> {
+    let mut list = remote.client()?.get("/v1/sla/alerts").await?;
+    if active && let Some(alerts) = list["alerts"].as_array_mut() {
+        alerts.retain(|alert| alert["state"] != "inactive");
+    }
+    if remote.output == Format::Json {
+        print_json(&list);
+    } else {
+        let columns = [
+            ("alert", "/alert"),
+            ("severity", "/severity"),
+            ("", "/state"),
+            ("since", "/since"),
+            ("value", "/value"),
+            ("when", "/when"),
+            ("action", "/action"),
+        ];
+        table(&columns, list["alerts"].as_array().map_or(&[], Vec::as_slice));
+    }
+    let fires = |alert: &Value| alert["state"] == "firing";
+    let any = list["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(fires));
+    Ok(if any { ExitCode::from(4) } else { ExitCode::SUCCESS })
 }
 
 fn row(outcome: &Value) -> Value {

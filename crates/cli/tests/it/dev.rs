@@ -71,8 +71,11 @@ async fn dev_with_three_nodes_survives_a_kill_and_ends_with_its_supervisor() {
     assert!(!done && shown.contains("belongs to cluster"), "{shown}");
     let (done, shown) = orchestra(&["cluster", "drain", "--url", "http://127.0.0.1:7200"]);
     assert!(done && shown.contains("leads 0"), "{shown}");
+    let ready = async || reqwest::get("http://127.0.0.1:7200/health/ready").await.unwrap().status();
+    assert_eq!(ready().await, 503);
     let (done, shown) = orchestra(&["cluster", "drain", "--undo", "--url", "http://127.0.0.1:7200"]);
     assert!(done && shown.contains("draining false"), "{shown}");
+    assert_eq!(ready().await, 200);
 
     // One node dies; the others take a session to its end.
     kill_process(pid(temp.path(), 0).unwrap(), Signal::KILL).unwrap();

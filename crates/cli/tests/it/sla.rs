@@ -1,11 +1,19 @@
 //! What the system says of its service levels, against what its event logs say.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
+use axum::http::{HeaderMap, StatusCode};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chaos::api::Api;
 use providers::simulated;
 use serde_json::{Value, json};
-use testkit::{Cluster, free_address, wait_until};
+use testkit::{Cluster, Hosts, Loopback, Place, free_address, wait_until};
 
 use crate::fixture::PATIENCE;
 
@@ -31,6 +39,22 @@ role = \"executor\"
 statistic = \"p50\"
 target = \"20s\"
 ";
+/// When somebody is told: of the promise that is broken, and of a node that is down.
+const ALERTS: &str = "\
+[[alerts]]
+name = \"slow audits\"
+when = \"agent_response{role=auditor}.p95 > 60ms over 5m for 1s\"
+severity = \"warning\"
+action = \"ask the vendor\"
+
+[[alerts]]
+name = \"node down\"
+when = \"nodes_down > 0\"
+severity = \"critical\"
+";
+/// That of the objective, as it is spent.
+const BURN: &str = "audit: budget burns 14.4 times over 1h";
+const SECRET: &str = "a secret of the test";
 const SESSIONS: usize = 40;
 
 /// Microseconds of the day.
@@ -83,6 +107,28 @@ fn find<'a>(list: &'a Value, field: &str, value: &str) -> &'a Value {
     list.as_array().unwrap().iter().find(|of| of[field] == value).unwrap_or_else(|| panic!("{value}: {list}"))
 }
 
+/// A node says that the alert fires and was told, and its metrics have as many late audits as there are.
+async fn breach_is_known(api: &Api, late: usize) {
+    let alert = wait_until("the alert to be known", PATIENCE, async || {
+        let list = api.get("/v1/sla/alerts").await.ok()?;
+        let alert = find(&list["alerts"], "alert", "slow audits").clone();
+        (alert["notified"] == true).then_some(alert)
+    });
+    let alert = alert.await.unwrap();
+    assert_eq!((&alert["state"], &alert["severity"]), (&json!("firing"), &json!("warning")), "{alert}");
+    let metrics = reqwest::get(api.url("/metrics")).await.unwrap().text().await.unwrap();
+    let counted = |le: &str| {
+        let ends = format!("role=\"auditor\",provider=\"v1\",le=\"{le}\"}} ");
+        let line =
+            metrics.lines().find(|line| line.starts_with("orchestra_agent_response") && line.contains(&ends));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok())
+            .unwrap_or_else(|| panic!("{metrics}"))
+    };
+    assert_eq!((counted("0.06"), counted("+Inf")), (SESSIONS - late, SESSIONS));
+    let firing = "orchestra_alert{rule=\"slow audits\",severity=\"warning\",state=\"firing\"} 1";
+    assert!(metrics.lines().any(|line| line == firing), "{metrics}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let temp = tempfile::tempdir().unwrap();
@@ -93,10 +139,17 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let (quick, slow) = (vendor(1, 20).await, vendor(80, 200).await);
     let objectives = temp.path().join("objectives.toml");
     std::fs::write(&objectives, OBJECTIVES).unwrap();
+    let (alerts, secret) = (temp.path().join("alerts.toml"), temp.path().join("secret"));
+    std::fs::write(&alerts, ALERTS).unwrap();
+    let pager = Pager::start().await;
     let config = chaos::crash::node_config(&[quick.base_url(), slow.base_url()], 30_000)
         .replace("[roles]\n", "[roles]\nexecutor = [\"v0/m\"]\nauditor = [\"v1/m\"]\n")
-        + &format!("[sla]\nobjectives = {:?}\n", objectives.display().to_string());
-    let mut cluster = Cluster::start(&temp.path().join("nodes"), 3, &config).await.unwrap();
+        + &format!("[sla]\nobjectives = {:?}\n", objectives.display().to_string())
+        + &format!("[alerts]\nrules = {:?}\nevery_seconds = 1\n", alerts.display().to_string())
+        + &format!("webhook = {{url = \"http://{}\", secret_env = \"TEST_WEBHOOK\"}}\n", pager.address);
+    std::fs::write(&secret, SECRET).unwrap();
+    let places = Box::new(WithSecret(secret.display().to_string()));
+    let mut cluster = Cluster::start_on(places, &temp.path().join("nodes"), 3, &config).await.unwrap();
     let apis: Vec<Api> = cluster.urls().iter().map(|url| Api::new(url).unwrap()).collect();
     apis[0].apply(WORKFLOW).await.unwrap();
     let mut sessions = Vec::new();
@@ -139,15 +192,27 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
         let uptime = find(&report["objectives"], "objective", "uptime");
         assert!(uptime["n"].as_u64().unwrap() > 0, "{uptime}");
     }
+    // Every node says so in its metrics, and that somebody was told; who does not answer well is told again.
+    let late = computed["auditor"].iter().filter(|took| **took > 60_000).count();
+    pager.until_told("slow audits", "firing").await;
+    pager.until_told(BURN, "firing").await;
+    for api in &apis {
+        breach_is_known(api, late).await;
+    }
     // A node that is killed is said to be missing, and takes nothing with it; it comes back with less, and is not
-    // believed.
-    cluster.kill(0).unwrap();
-    let report = apis[1].get("/v1/sla").await.unwrap();
+    // believed. Who leads next knows what was told, and goes on.
+    let leader = cluster.leader(0).await.unwrap();
+    let other = &apis[(leader + 1) % apis.len()];
+    cluster.kill(leader).unwrap();
+    pager.until_told("node down", "firing").await;
+    let report = other.get("/v1/sla").await.unwrap();
     agrees(&report);
     assert_eq!(report["nodes_missing"].as_array().unwrap().len(), 1);
-    cluster.restart(0).await.unwrap();
+    cluster.restart(leader).await.unwrap();
     cluster.until_whole().await.unwrap();
-    agrees(&apis[0].get("/v1/sla").await.unwrap());
+    agrees(&apis[leader].get("/v1/sla").await.unwrap());
+    pager.until_told("node down", "resolved").await;
+    pager.assert_told_once("slow audits");
     // All stop cleanly, and nothing is forgotten.
     for number in cluster.members() {
         assert_eq!(cluster.stop(number).await.unwrap(), Some(0), "{}", cluster.log_tails());
@@ -159,6 +224,62 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     agrees(&apis[2].get("/v1/sla?window=1h").await.unwrap());
     let refused = apis[2].get("/v1/sla?window=2h").await.unwrap_err();
     assert!(format!("{refused:#}").contains("24h"), "{refused:#}");
+}
+
+/// Nodes that find the secret of the webhook in a file.
+struct WithSecret(String);
+
+impl Hosts for WithSecret {
+    fn place(&mut self, number: usize, directory: &std::path::Path) -> anyhow::Result<Place> {
+        let place = Loopback.place(number, directory)?;
+        Ok(Place { env: vec![("TEST_WEBHOOK_FILE".into(), self.0.clone())], ..place })
+    }
+}
+
+/// Who is told of alerts: it does not understand what it is told first.
+struct Pager {
+    address: std::net::SocketAddr,
+    told: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Pager {
+    async fn start() -> Self {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heard, asked) = (Arc::clone(&told), Arc::new(AtomicUsize::new(0)));
+        let answer = move |headers: HeaderMap, body: String| async move {
+            let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+            let signed = format!("{}.{}.{body}", header("webhook-id"), header("webhook-timestamp"));
+            let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, SECRET.as_bytes());
+            let signature = BASE64_STANDARD.decode(&header("webhook-signature")["v1,".len()..]).unwrap();
+            aws_lc_rs::hmac::verify(&key, signed.as_bytes(), &signature).unwrap();
+            if asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                return StatusCode::INTERNAL_SERVER_ERROR;
+            }
+            let message: Value = serde_json::from_str(&body).unwrap();
+            heard.lock().unwrap().extend(message["alerts"].as_array().unwrap().clone());
+            StatusCode::OK
+        };
+        let routes = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Self { address, told }
+    }
+
+    fn times(&self, alert: &str, status: &str) -> usize {
+        let told = self.told.lock().unwrap();
+        told.iter().filter(|of| of["labels"]["alertname"] == alert && of["status"] == status).count()
+    }
+
+    async fn until_told(&self, alert: &str, status: &str) {
+        let what = format!("{alert:?} to be told as {status}");
+        let told = wait_until(&what, PATIENCE, async || (self.times(alert, status) > 0).then_some(()));
+        told.await.unwrap_or_else(|error| panic!("{error}: {:?}", self.told.lock().unwrap()));
+    }
+
+    fn assert_told_once(&self, alert: &str) {
+        assert_eq!((self.times(alert, "firing"), self.times(alert, "resolved")), (1, 0), "{alert}");
+    }
 }
 
 /// A Prometheus of the test's own, killed with it.

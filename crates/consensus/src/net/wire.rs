@@ -9,7 +9,7 @@ use openraft::raft::{
 use proto::peer;
 
 use crate::raft::{
-    Types,
+    Entry, Types,
     records::{invalid, log_id, open_entry, seal_entry, to_log_id, to_vote, vote},
 };
 
@@ -23,10 +23,19 @@ pub(crate) fn append_request(of: AppendEntriesRequest<Types>) -> peer::AppendReq
 }
 
 pub(crate) fn to_append_request(of: peer::AppendRequest) -> io::Result<AppendEntriesRequest<Types>> {
+    let prev_log_id = of.previous.map(to_log_id);
+    let entries: Vec<Entry> = of.entries.iter().map(open_entry).collect::<io::Result<_>>()?;
+    // Raft takes it for granted. A hole in the log would be applied as if nothing had been in it.
+    for (entry, index) in entries.iter().zip(prev_log_id.map_or(0, |previous| previous.index() + 1)..) {
+        if entry.log_id.index() != index {
+            let problem = format!("entry {} came where {index} was due", entry.log_id.index());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+    }
     Ok(AppendEntriesRequest {
         vote: required("a vote", of.vote.map(to_vote))?,
-        prev_log_id: of.previous.map(to_log_id),
-        entries: of.entries.iter().map(open_entry).collect::<io::Result<_>>()?,
+        prev_log_id,
+        entries,
         leader_commit: of.committed.map(to_log_id),
     })
 }
@@ -125,4 +134,33 @@ pub(crate) fn to_transfer(of: peer::Transfer) -> io::Result<TransferLeaderReques
 
 pub(crate) fn required<T>(what: &str, value: Option<T>) -> io::Result<T> {
     value.ok_or_else(|| invalid(format!("{what} is missing, or of a kind that this version does not know")))
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::{EntryPayload, entry::RaftEntry as _, vote::leader_id_adv::LeaderId};
+
+    use super::*;
+    use crate::raft::LogId;
+
+    #[test]
+    fn entries_with_a_hole_are_refused() {
+        let id = |index| LogId::new(LeaderId { term: 1, node_id: 7 }, index);
+        let request = |previous: Option<u64>, indexes: &[u64]| {
+            let entry = |index: &u64| seal_entry(&Entry::new(id(*index), EntryPayload::Blank));
+            to_append_request(peer::AppendRequest {
+                vote: Some(vote(&openraft::vote::Vote::new(1, 7))),
+                previous: previous.map(|index| log_id(&id(index))),
+                entries: indexes.iter().map(entry).collect(),
+                committed: None,
+            })
+        };
+        assert!(request(Some(4), &[5, 6, 7]).is_ok());
+        assert!(request(None, &[0, 1]).is_ok());
+        assert!(request(Some(4), &[]).is_ok());
+        for (previous, indexes) in [(Some(4), &[6, 7][..]), (Some(4), &[5, 7]), (None, &[1])] {
+            let error = request(previous, indexes).unwrap_err();
+            assert!(error.to_string().contains("was due"), "{error}");
+        }
+    }
 }

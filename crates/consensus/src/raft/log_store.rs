@@ -4,6 +4,10 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use openraft::{
@@ -22,13 +26,19 @@ const READ_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug, Clone)]
 pub struct LogStore {
     log: ShardLog,
+    first: Arc<AtomicU64>,
 }
 
 impl LogStore {
     /// Over a shard's log.
     #[must_use]
     pub fn new(log: ShardLog) -> Self {
-        Self { log }
+        Self { log, first: Arc::default() }
+    }
+
+    /// The index of the first entry that is not purged.
+    pub(crate) fn first(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.first)
     }
 
     fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
@@ -64,8 +74,13 @@ impl RaftLogReader<Types> for LogStore {
         self.read(range, usize::MAX)
     }
 
+    /// Nothing if the first of them is purged: replication asks for that when its peer's need of a snapshot crosses
+    /// a stream of entries to it, and would send what comes after the hole. Whoever sends sees that nothing came, and
+    /// ends the stream ([`super::network`]).
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start..end, READ_BYTES_MAX)
+        let entries = self.read(start..end, READ_BYTES_MAX)?;
+        let is_whole = entries.first().is_none_or(|entry| entry.log_id.index() == start);
+        Ok(if is_whole { entries } else { Vec::new() })
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -79,6 +94,7 @@ impl RaftLogStorage<Types> for LogStore {
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let state = self.log.state()?;
         let purged = state.purged.map(|bytes| records::open_log_id(&bytes)).transpose()?;
+        self.first.fetch_max(purged.map_or(0, |purged| purged.index() + 1), Ordering::AcqRel);
         let last = state.last.map(|bytes| records::open_entry(&bytes)).transpose()?;
         let last = last.map(|entry| entry.log_id).max(purged);
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
@@ -129,6 +145,39 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.first.fetch_max(upto.index() + 1, Ordering::AcqRel);
         wait(|done| Ok(self.log.purge(upto.index() + 1, records::seal_log_id(&upto), done)?)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ids::ShardId;
+    use openraft::{EntryPayload, entry::RaftEntry as _};
+    use storage::{LogDb, LogOptions};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_purged_leaves_no_hole_in_what_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let options = LogOptions { tail_bytes: 1 << 20, queue_len: 16, batch_bytes: 1 << 20, sync: true };
+        let db = LogDb::open(temp.path(), options).unwrap();
+        let mut store = LogStore::new(db.shard(ShardId(0)).unwrap());
+        let id = |index| LogId::new(openraft::vote::leader_id_adv::LeaderId { term: 1, node_id: 7 }, index);
+        let entries =
+            (0..100).map(|index| (index, records::seal_entry(&Entry::new(id(index), EntryPayload::Blank))));
+        let entries: Vec<_> = entries.collect();
+        wait(|done| {
+            store.log.append(entries, done);
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(store.limited_get_log_entries(40, 50).await.unwrap().len(), 10);
+        store.purge(id(44)).await.unwrap();
+        assert_eq!(store.limited_get_log_entries(45, 50).await.unwrap().len(), 5);
+        assert!(store.limited_get_log_entries(40, 50).await.unwrap().is_empty(), "not 45 to 49");
+        assert_eq!(store.first().load(Ordering::Acquire), 45);
     }
 }

@@ -1,6 +1,14 @@
 //! openraft's network over our connections.
 
-use std::{future::Future, io, iter, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io, iter,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use ids::{NodeId, ShardId};
@@ -38,6 +46,8 @@ pub(crate) struct Network {
     pub(crate) shard: ShardId,
     pub(crate) links: Links,
     pub(crate) state: Arc<StateDb>,
+    /// The index of the log's first entry that is not purged.
+    pub(crate) first: Arc<AtomicU64>,
 }
 
 /// The way from one shard's leader, or candidate, to one peer.
@@ -47,6 +57,7 @@ pub(crate) struct Client {
     target: NodeId,
     links: Links,
     state: Arc<StateDb>,
+    first: Arc<AtomicU64>,
     /// Whether it is for heartbeats, which go over the connection on which nothing waits.
     heartbeat: bool,
 }
@@ -57,8 +68,8 @@ impl RaftNetworkFactory<Types> for Network {
     async fn new_client(&mut self, target: u64, node: &Member) -> Client {
         let target = NodeId(target);
         self.links.learn(target, node);
-        let (links, state) = (self.links.clone(), Arc::clone(&self.state));
-        Client { shard: self.shard, target, links, state, heartbeat: false }
+        let (links, state, first) = (self.links.clone(), Arc::clone(&self.state), Arc::clone(&self.first));
+        Client { shard: self.shard, target, links, state, first, heartbeat: false }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> Client {
@@ -154,7 +165,9 @@ impl NetStreamAppend<Types> for Client {
         Box::pin(async move {
             let mut client =
                 self.links.append_client(self.target).map_err(|status| unreachable(&status.message()))?;
-            let mut request = self.links.me().request(self.target, input.map(wire::append_request));
+            let hole = Arc::new(AtomicBool::new(false));
+            let whole = up_to_a_hole(input, Arc::clone(&self.first), Arc::clone(&hole));
+            let mut request = self.links.me().request(self.target, whole.map(wire::append_request));
             request.metadata_mut().insert(crate::net::header::SHARD, self.shard.0.into());
             let opened = tokio::time::timeout(OPEN_TIMEOUT, client.append(request));
             let answers = opened
@@ -172,9 +185,35 @@ impl NetStreamAppend<Types> for Client {
                 Ok(answer) => wire::to_append_response(answer).map_err(|error| malformed(&error)),
                 Err(status) => Err(unreachable(&status.message())),
             });
-            Ok(answers.boxed())
+            let ended = stream::once(async move {
+                let purged = "the entries that it lacks are purged: it needs the state";
+                hole.load(Ordering::Acquire).then(|| Err(unreachable(&purged)))
+            });
+            Ok(answers.chain(ended.filter_map(std::future::ready)).boxed())
         })
     }
+}
+
+/// The requests before the first that lacks its entries, as they were purged meanwhile: one without any, about a place
+/// before the `first` entry of the log. With it the stream ends, and Raft is told so that it sends the state instead. (openraft
+/// 0.10.0-alpha.37 forgets that a stream is under way to a peer when something else that it sends there fails, and
+/// purges what the stream has yet to send.)
+fn up_to_a_hole<S>(
+    input: S,
+    first: Arc<AtomicU64>,
+    hole: Arc<AtomicBool>,
+) -> impl Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+{
+    input.take_while(move |request| {
+        let next = request.prev_log_id.map_or(0, |previous| previous.index() + 1);
+        let lacks = request.entries.is_empty() && next < first.load(Ordering::Acquire);
+        if lacks {
+            hole.store(true, Ordering::Release);
+        }
+        std::future::ready(!lacks)
+    })
 }
 
 impl NetVote<Types> for Client {

@@ -48,6 +48,17 @@ impl Default for Patience {
     }
 }
 
+/// How much the halves of a node have to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Tasks that wait for a worker, in shards that the node leads.
+    pub waiting: usize,
+    /// Workers connected to the node.
+    pub workers: usize,
+    /// Whether there are workers, or tasks for any.
+    pub is_used: bool,
+}
+
 /// Both halves of a node.
 #[derive(Debug)]
 pub struct Workers {
@@ -136,6 +147,14 @@ impl Workers {
             }
             question::Body::Running(_) | question::Body::Measured(_) => done,
         }
+    }
+
+    /// How much this node's halves have to do.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (waiting, tasks) = self.matching.load();
+        let workers = self.pool.len();
+        Load { waiting, workers, is_used: tasks > 0 || workers > 0 }
     }
 
     /// Workers and queues of all nodes that can be reached, for people: each node's own list.

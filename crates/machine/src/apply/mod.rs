@@ -1,5 +1,6 @@
 //! The transition: one file per command, and what they share in `run` (a session being changed) and `scopes`.
 
+mod alert;
 mod approve;
 mod catalog;
 mod control;
@@ -45,6 +46,7 @@ pub fn apply(tables: &mut impl Tables, input: &Input) -> Output {
         Command::FireTimers => timers::fire(tables, now, &mut effects),
         // Whoever applies the entry looks at the rows; there is nothing to change.
         Command::CheckDigest { .. } => Ok(Outcome::Done),
+        Command::Alert { name, change } => alert::alert(tables, now, name, change),
         Command::Finalize { machine_version } => finalize::finalize(tables, *machine_version),
     };
     Output { outcome: result.unwrap_or_else(Outcome::Refused), effects }

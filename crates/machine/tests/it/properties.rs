@@ -7,9 +7,10 @@ use std::{
 
 use ids::{Digest, RegionId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
-    Approval, Command, Decision, Definition, Durability, Effect, Failure, FailureClass, Input, Key,
-    MemoryTables, NodeKind, Outcome, Read as _, Report, Resolution, ResolveStep, Row, SessionLimits,
-    StartSession, StepStatus, TimerKind, Usage, Value, Work, apply, chain, pending_effects,
+    AlertChange, AlertState, Approval, Command, Decision, Definition, Durability, Effect, Failure,
+    FailureClass, Input, Key, MemoryTables, NodeKind, Outcome, Read as _, Report, Resolution, ResolveStep,
+    Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work, apply, chain,
+    pending_effects,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -38,6 +39,7 @@ enum Op {
     Approve(u8, u8),
     Cancel(u8),
     Retry(u8),
+    Alert(u8, u8),
     Advance(u16),
 }
 
@@ -51,6 +53,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u8..6, 0u8..3).prop_map(|(id, decision)| Op::Approve(id, decision)),
         1 => (0u8..6).prop_map(Op::Cancel),
         1 => (0u8..6).prop_map(Op::Retry),
+        1 => (0u8..3, 0u8..3).prop_map(|(alert, change)| Op::Alert(alert, change)),
         3 => (1u16..2000).prop_map(Op::Advance),
     ]
 }
@@ -115,6 +118,14 @@ impl World {
                 let work = self.nth_work(*nth)?;
                 Command::Redispatch(vec![(work.session, work.step)])
             }
+            Op::Alert(alert, change) => Command::Alert {
+                name: format!("alert-{alert}"),
+                change: match change {
+                    0 => AlertChange::Breached { hold_ms: u64::from(*alert) * 100, value: "1".into() },
+                    1 => AlertChange::Fine,
+                    _ => AlertChange::Notified { state: AlertState::Firing, since: self.now },
+                },
+            },
             Op::Signal(id, signal) => Command::Signal {
                 session: session(*id),
                 name: if signal % 2 == 0 { "go" } else { "other" }.into(),
@@ -274,7 +285,8 @@ impl World {
                 | Key::Definition(_)
                 | Key::Workflow(..)
                 | Key::Session(_)
-                | Key::Idempotency(..) => continue,
+                | Key::Idempotency(..)
+                | Key::Alert(_) => continue,
             };
             assert!(sessions.contains(of), "{key:?} outlives its session");
             let ended = self.tables.session(*of).unwrap().status.is_ended();

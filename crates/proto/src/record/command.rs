@@ -6,6 +6,7 @@ use ids::{Dispatch, Position, Timestamp};
 use machine::{Approval, Command, Decision, Resolution, ResolveStep, StartSession};
 
 use super::{
+    alert,
     common::{
         digest, durability, failure, idempotency, labels, limits, report, session, step, to_digest,
         to_durability, to_failure, to_idempotency, to_labels, to_limits, to_report, to_session, to_step,
@@ -60,6 +61,9 @@ pub(super) fn encode(command: &Command) -> storage::Command {
             digest: agreed.map(|(_, digest)| digest.to_be_bytes().to_vec().into()).unwrap_or_default(),
         }),
         Command::Finalize { machine_version } => Kind::Finalize(*machine_version),
+        Command::Alert { name, change } => {
+            Kind::Alert(storage::Alert { name: name.clone(), change: Some(alert::encode_change(change)) })
+        }
     };
     storage::Command { kind: Some(kind) }
 }
@@ -159,6 +163,10 @@ pub(super) fn decode(command: storage::Command) -> Result<Command, Error> {
             },
         },
         Kind::Finalize(machine_version) => Command::Finalize { machine_version },
+        Kind::Alert(of) => Command::Alert {
+            name: of.name,
+            change: alert::decode_change(of.change.ok_or_else(|| missing("a change of an alert"))?)?,
+        },
     })
 }
 

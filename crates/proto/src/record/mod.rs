@@ -1,5 +1,6 @@
 //! Conversions between the domain and messages, one file per group of types.
 
+mod alert;
 mod command;
 mod common;
 mod definition;
@@ -108,7 +109,8 @@ pub fn command_len(command: &Command) -> usize {
         | Command::Retry { .. }
         | Command::FireTimers
         | Command::CheckDigest { .. }
-        | Command::Finalize { .. } => 0,
+        | Command::Finalize { .. }
+        | Command::Alert { .. } => 0,
     }
 }
 

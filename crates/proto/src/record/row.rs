@@ -11,6 +11,7 @@ use machine::{
 use prost::Message;
 
 use super::{
+    alert,
     common::{
         digest, durability, failure, idempotency, labels, limits, session, step, to_digest, to_durability,
         to_failure, to_idempotency, to_labels, to_limits, to_session, to_step_option, to_u16, to_usage,
@@ -52,6 +53,7 @@ pub(super) fn encode(row: &Row) -> Bytes {
             session: session(row.session),
             fingerprint: digest(row.fingerprint),
         }),
+        Row::Alert(row) => seal_row(&alert::encode_row(row)),
         Row::Present => seal_row(&Empty {}),
     }
 }
@@ -103,6 +105,7 @@ pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Row, Error> {
                 fingerprint: to_digest(&row.fingerprint)?,
             })
         }
+        Key::Alert(_) => Row::Alert(alert::decode_row(unseal(bytes)?)?),
         Key::Listener(..) | Key::Signal(..) | Key::SignalId(..) | Key::Timer(..) | Key::ByTenant(..) => {
             unseal::<Empty>(bytes)?;
             Row::Present

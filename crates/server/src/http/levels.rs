@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use sla::Window;
 
-use super::Caller;
-use crate::{error::ApiError, wiring::App};
+use super::{Admin, Caller};
+use crate::{alerts, error::ApiError, wiring::App};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +24,11 @@ pub(super) struct Wanted {
 /// Prometheus rules of what is promised.
 pub(super) async fn rules(State(app): State<Arc<App>>, _caller: Caller) -> Response {
     ([(header::CONTENT_TYPE, "application/yaml")], app.levels.rules()).into_response()
+}
+
+/// Every rule, and how its alert stands.
+pub(super) async fn alerts(State(app): State<Arc<App>>, _admin: Admin) -> Json<Value> {
+    Json(alerts::list(&app))
 }
 
 /// What came of what is promised: of all sessions for who may act for the cluster, else of the tenant's.

@@ -12,7 +12,7 @@ use consensus::Leadership;
 use providers::BreakerState;
 use serde_json::{Value, json};
 
-use crate::{CODES, error::ApiError, metrics::Named, wiring::App};
+use crate::{CODES, alerts, error::ApiError, gauges, metrics::Named, wiring::App};
 
 pub(super) async fn health() -> Json<Value> {
     Json(json!({"status": "ok"}))
@@ -50,7 +50,10 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         metrics.provider_open.get_or_create(&name).set(i64::from(provider.breaker != BreakerState::Closed));
     }
     let headers = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (headers, metrics.encode(&app.levels.exposition())).into_response()
+    let down = *metrics.nodes_down.lock();
+    let more =
+        [app.levels.exposition(), alerts::gauges(&gauges::of(&app), down), alerts::exposition(&app)].concat();
+    (headers, metrics.encode(&more)).into_response()
 }
 
 pub(super) async fn openapi() -> Response {

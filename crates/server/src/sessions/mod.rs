@@ -145,6 +145,9 @@ impl Sessions {
         errors.extend(status.broken.into_values());
         errors.extend(status.refused);
         errors.extend(status.writes_stopped.map(|reason| format!("writes: {reason}")));
+        if status.draining {
+            errors.push("draining: the node takes no new work, and may be about to stop".to_owned());
+        }
         errors
     }
 

@@ -52,6 +52,10 @@ fn case(
     }
 }
 
+fn all_rules() -> String {
+    sla::prometheus::rules(&sla::built_in(3), &sla::alert::built_in())
+}
+
 fn promtool(arguments: &[&str], directory: &Path) {
     let output = Command::new("promtool").args(arguments).current_dir(directory).output().unwrap();
     let said =
@@ -64,7 +68,7 @@ fn deployed_rules_are_those_of_the_documented_levels() {
     let path =
         Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../deploy/observability/rules.yml");
     let deployed = std::fs::read_to_string(&path).unwrap_or_default();
-    let rules = sla::prometheus::rules(&sla::built_in(3));
+    let rules = all_rules();
     assert!(
         deployed == rules,
         "{} is not what `orchestra sla rules` prints for the documented levels",
@@ -80,7 +84,7 @@ fn exported_rules_fire_when_they_must_and_not_otherwise() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    std::fs::write(temp.path().join("rules.yml"), sla::prometheus::rules(&sla::built_in(3))).unwrap();
+    std::fs::write(temp.path().join("rules.yml"), all_rules()).unwrap();
     promtool(&["check", "rules", "rules.yml"], temp.path());
     let cases: [(u32, u32, &[_], &[_]); 4] = [
         // Nobody is late, nothing is down.
@@ -99,4 +103,116 @@ fn exported_rules_fire_when_they_must_and_not_otherwise() {
         std::fs::write(temp.path().join(&name), text).unwrap();
         promtool(&["test", "rules", &name], temp.path());
     }
+}
+
+/// Series and their values, and the rules that fire.
+type ThresholdCase<'a> = (Vec<(&'a str, &'a str)>, Vec<&'a str>);
+
+/// Series of one instance, and which thresholds fire after ten minutes of them.
+fn threshold_case(text: &mut String, series: &[(&str, &str)], fire: &[&str]) {
+    text.push_str("  - interval: 1m\n    input_series:\n");
+    for (name, values) in series {
+        let _ = writeln!(text, "      - {{series: 'orchestra_{name}', values: '{values}'}}");
+    }
+    text.push_str("    alert_rule_test:\n      - eval_time: 20m\n        alertname: OrchestraThreshold\n        exp_alerts:");
+    if fire.is_empty() {
+        text.push_str(" []\n");
+        return;
+    }
+    text.push('\n');
+    for rule in sla::alert::built_in().iter().filter(|rule| fire.contains(&rule.name.as_str())) {
+        let action =
+            if rule.action.is_empty() { String::new() } else { format!(", action: '{}'", rule.action) };
+        let _ = writeln!(
+            text,
+            "          - {{exp_labels: {{rule: '{}', severity: {}{action}}}, exp_annotations: {{summary: '{}: {}'}}}}",
+            rule.name,
+            rule.severity.name(),
+            rule.name,
+            rule.text
+        );
+    }
+}
+
+#[test]
+fn exported_thresholds_fire_beyond_their_limit_and_not_before() {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have promtool: `deploy/dev/setup.sh testing`");
+        eprintln!("NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("rules.yml"), all_rules()).unwrap();
+    let api = |within: &'static str| ("api_latency_seconds_bucket{instance=\"a\",le=\"0.5\"}", within);
+    let (calls, task) = ("api_latency_seconds_count{instance=\"a\"}", "task_duration_seconds");
+    let (task_sum, task_count) =
+        (format!("{task}_sum{{instance=\"a\"}}"), format!("{task}_count{{instance=\"a\"}}"));
+    let failures = |of: &str| format!("failures_total{{instance=\"a\",indicator=\"{of}\"}}");
+    let (api_failures, task_failures) = (failures("api_latency"), failures("task_duration"));
+    let init = (
+        "session_init_seconds_bucket{instance=\"a\",le=\"5.0\"}",
+        "session_init_seconds_count{instance=\"a\"}",
+    );
+    let cache = (
+        "cache_hit_total{instance=\"a\",outcome=\"bad\"}",
+        "cache_hit_total{instance=\"a\",outcome=\"good\"}",
+    );
+    let (answers, fallbacks) =
+        ("agent_response_seconds_count{instance=\"a\"}", "provider_fallback_seconds_count{instance=\"a\"}");
+    let recoveries = "recovery_seconds_count{instance=\"a\"}";
+    let cases: Vec<ThresholdCase<'_>> = vec![
+        (vec![api("0+90x30"), (calls, "0+100x30")], vec!["high latency"]),
+        (vec![api("0+96x30"), (calls, "0+100x30")], vec![]),
+        (
+            vec![api("0+90x30"), (calls, "0+100x30"), (&api_failures, "0+10x30")],
+            vec!["high latency", "error spike"],
+        ),
+        (vec![api("0+100x30"), (calls, "0+100x30"), (&api_failures, "0+4x30")], vec![]),
+        (
+            vec![("queue_depth{instance=\"a\"}", "600x30"), ("queue_depth{instance=\"b\"}", "401x30")],
+            vec!["queue depth"],
+        ),
+        (vec![("queue_depth{instance=\"a\"}", "600x30"), ("queue_depth{instance=\"b\"}", "400x30")], vec![]),
+        (vec![(&task_count, "0+94x30"), (&task_failures, "0+6x30")], vec!["task error rate"]),
+        (vec![(&task_count, "0+96x30"), (&task_failures, "0+4x30")], vec![]),
+        (vec![(&task_count, "0+1x30"), (&task_sum, "0+301x30")], vec!["task duration"]),
+        (vec![(&task_count, "0+1x30"), (&task_sum, "0+299x30")], vec![]),
+        (vec![("workers{instance=\"a\"}", "1x30")], vec!["worker count"]),
+        (vec![("workers{instance=\"a\"}", "1x30"), ("workers{instance=\"b\"}", "1x30")], vec![]),
+        (vec![("redis_memory_share{instance=\"a\"}", "0.81x30")], vec!["Redis memory"]),
+        (vec![("redis_memory_share{instance=\"a\"}", "0.8x30")], vec![]),
+        (vec![(init.0, "0+90x30"), (init.1, "0+100x30")], vec!["session initialization"]),
+        (vec![(init.0, "0+96x30"), (init.1, "0+100x30")], vec![]),
+        (vec![(cache.0, "0+41x30"), (cache.1, "0+59x30")], vec!["cache hit rate"]),
+        (vec![(cache.0, "0+39x30"), (cache.1, "0+61x30")], vec![]),
+        (
+            vec![
+                ("process_memory_share{instance=\"a\"}", "0.2x30"),
+                ("process_memory_share{instance=\"b\"}", "0.86x30"),
+            ],
+            vec!["memory usage"],
+        ),
+        (vec![("process_memory_share{instance=\"b\"}", "0.85x30")], vec![]),
+        (vec![(recoveries, "0+1x30")], vec!["recovery activations"]),
+        (vec![(recoveries, "0x10 5x20")], vec![]),
+        (vec![(answers, "0+100x30"), (fallbacks, "0+31x30")], vec!["agent fallback rate"]),
+        (vec![(answers, "0+100x30"), (fallbacks, "0+29x30")], vec![]),
+        (vec![("nodes_down{instance=\"a\"}", "1x30")], vec!["node down"]),
+        (
+            vec![("writes_stopped{instance=\"a\"}", "0x30"), ("writes_stopped{instance=\"b\"}", "1x30")],
+            vec!["writes stopped"],
+        ),
+        (
+            vec![("backup_overdue{instance=\"a\"}", "0x30"), ("backup_overdue{instance=\"b\"}", "1x30")],
+            vec!["backup overdue"],
+        ),
+    ];
+    let fired: std::collections::BTreeSet<&str> = cases.iter().flat_map(|(_, fire)| fire.clone()).collect();
+    assert_eq!(fired.len(), sla::alert::built_in().len(), "each threshold fires in a case");
+    let mut text = "rule_files: [rules.yml]\nevaluation_interval: 1m\ntests:\n".to_owned();
+    for (series, fire) in &cases {
+        threshold_case(&mut text, series, fire);
+    }
+    std::fs::write(temp.path().join("cases.yml"), text).unwrap();
+    promtool(&["test", "rules", "cases.yml"], temp.path());
 }

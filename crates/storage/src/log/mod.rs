@@ -72,7 +72,7 @@ pub struct LogDb {
 struct Inner {
     path: PathBuf,
     options: LogOptions,
-    /// Taken out while the writer opens the database again after the disk refused.
+    /// Only to be read while the disk refuses to have it opened again.
     db: RwLock<Option<DB>>,
     tails: RwLock<HashMap<ShardId, Arc<Mutex<Tail>>>>,
     /// Set while the disk refuses.
@@ -189,6 +189,10 @@ impl fmt::Debug for LogDb {
 }
 
 fn open_db(path: &Path) -> Result<DB, Error> {
+    Ok(DB::open(&options(), path)?)
+}
+
+fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     // Entries are purged long before this much is written again, so most die without reaching a table file.
@@ -199,7 +203,7 @@ fn open_db(path: &Path) -> Result<DB, Error> {
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(4);
-    Ok(DB::open(&options, path)?)
+    options
 }
 
 fn meta_key(shard: ShardId, tag: u8) -> [u8; 4] {
@@ -259,17 +263,26 @@ impl Inner {
                 }
                 *failing = Some(error.to_string());
             }
-            if self.stopping.load(Ordering::SeqCst) {
-                return Err(error.into());
-            }
-            let mut guard = self.stop_signal.0.lock();
-            self.stop_signal.1.wait_for(&mut guard, RETRY_PAUSE);
             // A database that failed to write its log refuses everything until it is opened again.
-            let mut db = self.db.write();
-            *db = None;
-            match open_db(&self.path) {
-                Ok(opened) => *db = Some(opened),
-                Err(error) => *self.failing.lock() = Some(error.to_string()),
+            loop {
+                if self.stopping.load(Ordering::SeqCst) {
+                    return Err(error.into());
+                }
+                let mut guard = self.stop_signal.0.lock();
+                self.stop_signal.1.wait_for(&mut guard, RETRY_PAUSE);
+                let mut db = self.db.write();
+                *db = None;
+                match open_db(&self.path) {
+                    Ok(opened) => {
+                        *db = Some(opened);
+                        break;
+                    }
+                    Err(error) => {
+                        *self.failing.lock() = Some(error.to_string());
+                        // What is there can be read meanwhile: Raft gives a shard up whose log it can not read.
+                        *db = DB::open_for_read_only(&options(), &self.path, false).ok();
+                    }
+                }
             }
         }
     }

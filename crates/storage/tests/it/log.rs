@@ -125,3 +125,42 @@ fn a_range_of_old_entries_and_of_some_that_are_not_on_disk_yet_is_read_whole() {
     assert_eq!(read(&log, 3..7), (3..7).map(|i| entry(i).1).collect::<Vec<_>>());
     drop(held);
 }
+
+#[path = "../../../testkit/src/small_disk.rs"]
+#[allow(unreachable_pub, reason = "it is part of testkit, which stands above this crate")]
+mod small_disk;
+
+#[test]
+fn while_the_disk_is_full_the_log_is_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk::SmallDisk::mount(temp.path(), 16) else { return };
+    let path = temp.path().join("log");
+    let db = LogDb::open(&path, options()).unwrap();
+    let log = db.shard(ShardId(0)).unwrap();
+    append(&log, 1..1001);
+    disk.fill().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    // More than what a file of the log has room for.
+    let large = (1001..1033).map(|index| (index, Bytes::from(vec![b'y'; 64 << 10]))).collect();
+    log.append(large, Box::new(move |result| sender.send(result).unwrap()));
+    // Failed to be written, and then to be opened again: several times.
+    let mut errors = std::collections::BTreeSet::new();
+    for _ in 0..1_000_000 {
+        errors.extend(db.failing());
+        assert_eq!(read(&log, 1..3), vec![entry(1).1, entry(2).1]);
+        assert_eq!(log.state().unwrap().purged, None);
+        if errors.len() > 1 {
+            break;
+        }
+    }
+    assert!(errors.len() > 1, "the log was written or opened: {errors:?}");
+    for _ in 0..10_000 {
+        assert_eq!(read(&log, 1..3).len(), 2);
+    }
+    assert!(receiver.try_recv().is_err(), "nobody was told that it failed");
+    disk.free().unwrap();
+    receiver.recv().unwrap().unwrap();
+    assert_eq!(read(&log, 1001..1033).len(), 32);
+    drop((log, db));
+    drop(disk);
+}

@@ -42,6 +42,12 @@ impl Matching {
     }
 
     /// The lines of this leader, for people.
+    /// How many tasks wait for a worker, and how many wait or are at work.
+    pub(in crate::workers) fn load(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.waiting.len(), state.waiting.len() + state.leased.len())
+    }
+
     pub(in crate::workers) fn list(&self) -> Vec<Value> {
         let state = self.state.lock();
         let mut counts: BTreeMap<&QueueKey, (usize, usize)> = BTreeMap::new();

@@ -3,10 +3,14 @@
 //! An unknown key is an error with its place; an unknown `ORCHESTRA_*` variable is a warning. Secrets are named,
 //! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
+mod levels;
+
 use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
 
 use providers::simulated;
 use serde::{Deserialize, Serialize};
+
+pub use levels::{Alerts, Sla, Webhook};
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -32,47 +36,10 @@ pub struct Config {
     pub backup: Option<Backup>,
     /// What is promised.
     pub sla: Sla,
+    /// When somebody is told.
+    pub alerts: Alerts,
     /// Logging.
     pub log: Log,
-}
-
-/// What is promised, besides the documented levels or instead of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sla {
-    /// The support tier, 1 to 4: which uptime is promised.
-    pub tier: u8,
-    /// A file of `[[objectives]]`: each is added, or takes the place of the documented one of its name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub objectives: Option<PathBuf>,
-}
-
-impl Default for Sla {
-    fn default() -> Self {
-        Self { tier: 3, objectives: None }
-    }
-}
-
-impl Sla {
-    /// All objectives.
-    ///
-    /// # Errors
-    ///
-    /// The file can not be read, or is not one of objectives.
-    pub(crate) fn objectives(&self) -> Result<Vec<sla::Objective>, sla::Error> {
-        if !(1..=4).contains(&self.tier) {
-            return Err(sla::Error::Form(format!("tier {}: expected 1 to 4", self.tier)));
-        }
-        let mut all = sla::built_in(self.tier);
-        if let Some(path) = &self.objectives {
-            let unreadable = |error: std::io::Error| sla::Error::Form(format!("{}: {error}", path.display()));
-            for objective in sla::parse(&std::fs::read_to_string(path).map_err(unreadable)?)? {
-                all.retain(|documented| documented.name != objective.name);
-                all.push(objective);
-            }
-        }
-        Ok(all)
-    }
 }
 
 /// The node itself.
@@ -468,6 +435,7 @@ impl Config {
                 "[backup] needs a place `to`, `every_minutes` from 1 to 10080 and `keep` of 1 or more; found {backup:?}"
             ));
         }
+        self.alerts.check().map_err(Error::Invalid)?;
         if !(1..=100_000).contains(&self.node.intake_mib_per_second) {
             return invalid(format!(
                 "node.intake_mib_per_second must be 1 to 100000; found {}",
