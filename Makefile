@@ -79,4 +79,8 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	cargo build --locked --release -p cli -p loadtest
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 
-.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench
+bench-peers: setup ## The same work on Orchestra, Restate and etcd, in one run: rewrites the comparison in docs/benchmarks.md.
+	cargo build --locked --release -p cli -p loadtest
+	server=$$(deploy/dev/peers.sh "$(abspath $(TARGET))") && $(TARGET)/release/loadtest peers --restate "$$server" --directory $(TARGET) --write docs/benchmarks.md
+
+.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench bench-peers

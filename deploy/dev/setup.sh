@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build needs and is missing; with `testing`, what tests need besides; with `browser`, what
-# clicking through the dashboard needs; with `cargo-deny`, what
-# `make lint` needs. Does nothing where all is there.
+# clicking through the dashboard needs; with `peers`, what is measured beside; with `cargo-deny`, what `make lint` needs. Does nothing where all is there.
 set -euo pipefail
 
 if [ "${1:-}" = cargo-deny ]; then
@@ -26,6 +25,10 @@ if [ "${1:-}" = testing ]; then
 fi
 if [ "${1:-}" = browser ]; then
   [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)
+  command -v npm >/dev/null || missing+=(nodejs npm)
+fi
+if [ "${1:-}" = peers ]; then
+  command -v etcd >/dev/null || missing+=(etcd-server)
   command -v npm >/dev/null || missing+=(nodejs npm)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -128,13 +128,13 @@ async fn with_workers(
     let (mut steps, mut p50, mut single) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         if latency.name.contains(only) {
-            p50.push(loaded.one_client_p50(300).await?);
+            p50.push(loaded.sessions(1, 3).await?.percentile_ms(50.0));
         }
         if throughput.name.contains(only) {
-            steps.push(loaded.steps(256, 5).await?);
+            steps.push(3.0 * loaded.sessions(256, 5).await?.per_second);
         }
         if commits.name.contains(only) {
-            single.push(loaded.commits(256, 5).await?);
+            single.push(loaded.commits(256, 5).await?.per_second);
         }
     }
     for (bench, came) in [(throughput, steps), (latency, p50), (commits, single)] {
@@ -157,7 +157,7 @@ async fn beside(runs: usize, only: &str, directory: &Path) -> anyhow::Result<()>
     };
     let mut came = Vec::new();
     for _ in 0..runs {
-        came.push(etcd.puts(256, 5, cluster::INPUT).await?);
+        came.push(etcd.puts(256, 5, cluster::INPUT).await?.per_second);
     }
     Bench { name, unit: "puts/s", target: Target::Beside }.report(came);
     Ok(())

@@ -11,12 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use hdrhistogram::Histogram;
 use proto::api::{self, session_service_client::SessionServiceClient};
 use serde_json::{Value, json};
 use testkit::Cluster;
 use tokio::{sync::oneshot, time::Instant};
 use tonic::transport::{Channel, Endpoint};
+
+use crate::drive::{self, Driven};
 
 /// Three steps, each done by a worker outside.
 const TASKS: &str = "name: tasks\nsteps:\n  - {id: a, task: {queue: q, input: input}}\n  \
@@ -26,7 +27,6 @@ const ONE_COMMIT: &str = "name: one\nsteps:\n  - {id: a, wait: {signal: never}}\
 pub(crate) const CONFIG: &str = "[log]\nlevel = \"warn\"\n[node]\nshards = 4\ndisk_free_min_mib = 1\n";
 pub(crate) const INPUT: &str =
     r#"{"text":"an input of a usual size, a hundred bytes or so, as a client gives it to a session"}"#;
-const WARM_UP: Duration = Duration::from_secs(1);
 /// A call that takes longer has failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -106,62 +106,28 @@ impl Loaded {
         Ok(())
     }
 
-    /// Calls a second of so many clients at once.
-    async fn rate(
+    async fn drive(
         self: &Arc<Self>,
         clients: usize,
         seconds: u64,
-        workflow: &'static str,
-        wait: bool,
-    ) -> anyhow::Result<f64> {
-        let begin = Instant::now() + WARM_UP;
-        let end = begin + Duration::from_secs(seconds);
-        let counted = Arc::new(AtomicU64::new(0));
-        let mut tasks = tokio::task::JoinSet::new();
-        for client in 0..clients {
-            let (loaded, counted) = (Arc::clone(self), Arc::clone(&counted));
-            tasks.spawn(async move {
-                while Instant::now() < end {
-                    loaded.call(client, workflow, wait).await?;
-                    if (begin..end).contains(&Instant::now()) {
-                        counted.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(ended) = tasks.join_next().await {
-            ended??;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-        let rate = counted.load(Ordering::Relaxed) as f64 / seconds as f64;
-        Ok(rate)
+        (workflow, wait): (&'static str, bool),
+    ) -> anyhow::Result<Driven> {
+        let loaded = Arc::clone(self);
+        let call = move |client, _| {
+            let loaded = Arc::clone(&loaded);
+            async move { loaded.call(client, workflow, wait).await }
+        };
+        drive::closed(clients, seconds, call).await
     }
 
-    /// Steps a second, in sessions of three tasks.
-    pub(crate) async fn steps(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<f64> {
-        Ok(3.0 * self.rate(clients, seconds, "tasks", true).await?)
+    /// Sessions of three tasks.
+    pub(crate) async fn sessions(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<Driven> {
+        self.drive(clients, seconds, ("tasks", true)).await
     }
 
-    /// Commits a second, of one command each as its client sees it.
-    pub(crate) async fn commits(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<f64> {
-        self.rate(clients, seconds, "one", false).await
-    }
-
-    /// The median time of a session of three tasks, in milliseconds, with one client.
-    pub(crate) async fn one_client_p50(&self, sessions: u32) -> anyhow::Result<f64> {
-        for _ in 0..50 {
-            self.call(0, "tasks", true).await?;
-        }
-        let mut took = Histogram::<u64>::new(3)?;
-        for _ in 0..sessions {
-            let started = Instant::now();
-            self.call(0, "tasks", true).await?;
-            took.record(u64::try_from(started.elapsed().as_micros())?)?;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of a session")]
-        let p50 = took.value_at_quantile(0.5) as f64 / 1000.0;
-        Ok(p50)
+    /// Commits, of one command each as its client sees it.
+    pub(crate) async fn commits(self: &Arc<Self>, clients: usize, seconds: u64) -> anyhow::Result<Driven> {
+        self.drive(clients, seconds, ("one", false)).await
     }
 }
 

@@ -4,16 +4,11 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
 use anyhow::Context as _;
 use testkit::{free_address, wait_until};
-use tokio::{task::JoinSet, time::Instant};
 use tonic::{
     Request,
     client::Grpc,
@@ -22,9 +17,10 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
+use crate::drive::{self, Driven};
+
 const NODES: usize = 3;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-const WARM_UP: Duration = Duration::from_secs(1);
 
 /// `etcdserverpb.PutRequest`, as far as it is used.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -97,39 +93,22 @@ impl Etcd {
         Ok(Some(etcd))
     }
 
-    /// Puts a second of so many clients at once.
+    /// Puts of new keys by so many clients.
     pub(crate) async fn puts(
         &self,
         clients: usize,
         seconds: u64,
         value: &'static str,
-    ) -> anyhow::Result<f64> {
-        let begin = Instant::now() + WARM_UP;
-        let end = begin + Duration::from_secs(seconds);
-        let counted = Arc::new(AtomicU64::new(0));
-        let mut tasks = JoinSet::new();
-        for client in 0..clients {
-            let (channel, counted) = (self.channels[client % NODES].clone(), Arc::clone(&counted));
-            tasks.spawn(async move {
-                for number in 0u64.. {
-                    if Instant::now() >= end {
-                        break;
-                    }
-                    let key = format!("client-{client}-{number}").into_bytes();
-                    put(channel.clone(), key, value.as_bytes().to_vec()).await?;
-                    if (begin..end).contains(&Instant::now()) {
-                        counted.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(ended) = tasks.join_next().await {
-            ended??;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-        let rate = counted.load(Ordering::Relaxed) as f64 / seconds as f64;
-        Ok(rate)
+    ) -> anyhow::Result<Driven> {
+        let channels = self.channels.clone();
+        let call = move |client: usize, number| {
+            let channel = channels[client % NODES].clone();
+            async move {
+                let key = format!("client-{client}-{number}").into_bytes();
+                put(channel, key, value.as_bytes().to_vec()).await
+            }
+        };
+        drive::closed(clients, seconds, call).await
     }
 }
 

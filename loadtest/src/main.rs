@@ -3,11 +3,14 @@
 
 mod bench;
 mod cluster;
+mod drive;
 mod etcd;
 mod http;
 mod layers;
 mod levels;
 mod local;
+mod peers;
+mod restate;
 mod soak;
 
 use std::{io::Write as _, process::ExitCode};
@@ -66,6 +69,9 @@ enum Command {
         #[arg(long, default_value = ".")]
         directory: std::path::PathBuf,
     },
+    /// The same work on Orchestra with one and three nodes, on Restate and on etcd, in turns: what each did, and how
+    /// they compare. Exit code 1 if a target is missed.
+    Peers(peers::PeersArgs),
     /// Load over HTTP. With --rate an open loop (latency from the intended start), without it a closed loop.
     Run(http::RunArgs),
 }
@@ -93,6 +99,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Backup { sessions, directory } => {
             let cost = soak::backup(&directory, sessions).await?;
             if cost.p99_during_ms > 2.0 * cost.p99_before_ms || cost.restore_s > 60.0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Peers(args) => {
+            if !peers::run(args).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -45,7 +45,7 @@ pub(crate) async fn full_load(directory: &Path, minutes: u64) -> anyhow::Result<
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     let (mut slices, mut rates) = (0u64, Vec::new());
     while Instant::now() < until {
-        rates.push(loaded.steps(CLIENTS, SLICE_SECONDS).await?);
+        rates.push(3.0 * loaded.sessions(CLIENTS, SLICE_SECONDS).await?.per_second);
         slices += 1;
         let now = terms(&loaded.cluster).await?;
         if now != before {

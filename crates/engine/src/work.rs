@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use consensus::{Clock, Group, ProposeError};
-use ids::{ScopeId, Timestamp};
+use ids::{ScopeId, TRACE_LABEL, Timestamp, TraceContext};
 use machine::{
     Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Read as _, Refusal, Report,
     Resolution, ResolveStep, StepDetail, StepRow, StepStatus, Work, limits,
@@ -125,12 +125,15 @@ impl Job {
                 let input = Bytes::from(input.to_string());
                 check_len("the input", input.len(), limits::VALUE_BYTES_MAX)?;
                 let NodeKind::Task { queue } = &node.kind else { return Ok(Plan::Gone) };
-                let queue = Arc::new(QueueKey { tenant: session.tenant, queue: queue.clone() });
-                let Work { session, step, attempt, dispatch, .. } = self.work;
-                let id = TaskId { session, step, dispatch };
-                let timeout_ms = node.timeout_ms;
+                let queue = Arc::new(QueueKey { tenant: session.tenant.clone(), queue: queue.clone() });
+                let Work { session: of, step, attempt, dispatch, .. } = self.work;
+                let id = TaskId { session: of, step, dispatch };
+                let given = session.labels.iter().find(|(key, _)| key == TRACE_LABEL);
+                let given = given.and_then(|(_, trace)| trace.parse().ok());
+                let trace = TraceContext::of_session(id.session, given).of_step(step, dispatch);
+                let (timeout_ms, traceparent) = (node.timeout_ms, trace.to_string());
                 let path = values.path(step);
-                Plan::Hand(Assignment { id, queue, path, attempt: attempt.0, input, timeout_ms })
+                Plan::Hand(Assignment { id, queue, path, attempt: attempt.0, input, timeout_ms, traceparent })
             }
             Task::Branch(conditions) => {
                 let texts: Vec<&str> = conditions.iter().map(String::as_str).collect();

@@ -10,9 +10,11 @@ extern crate alloc;
 mod base36;
 mod session;
 mod time;
+mod trace;
 
 pub use session::SessionId;
 pub use time::Timestamp;
+pub use trace::{TRACE_LABEL, TraceContext};
 
 use alloc::string::String;
 use core::fmt;

@@ -169,6 +169,27 @@ impl Levels {
     }
 }
 
+impl Levels {
+    /// What became of a promise slot by slot; `None` for one that there is not, or that is another tenant's.
+    pub(crate) async fn history(
+        &self,
+        peers: &Peers,
+        now: Timestamp,
+        (name, window): (&str, Option<Window>),
+        tenant: Option<&str>,
+    ) -> Option<Value> {
+        let objective = self.objectives.iter().find(|objective| objective.name == name)?;
+        let objective = of_tenant(objective, tenant)?;
+        let window = window.unwrap_or(objective.window);
+        let Heard { measured, silent, .. } = self.hear(peers, now, &[window]).await;
+        let (seconds, points) = report::history(&objective, window, &measured, now);
+        Some(json!({
+            "objective": name, "window": window.name(), "slot_seconds": seconds, "points": points,
+            "nodes_missing": silent.iter().map(|node| node.0).collect::<Vec<_>>(),
+        }))
+    }
+}
+
 /// An objective as it is of a tenant's sessions; `None` if it is of another's.
 fn of_tenant(objective: &Objective, tenant: Option<&str>) -> Option<Objective> {
     let mut objective = objective.clone();

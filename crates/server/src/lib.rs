@@ -16,6 +16,7 @@ mod http;
 mod levels;
 mod metrics;
 pub mod sessions;
+mod traces;
 mod wiring;
 
 pub use config::Config;

@@ -30,6 +30,7 @@ use crate::{
     levels::Levels,
     metrics::Metrics,
     sessions::Sessions,
+    traces::{Told, Traces},
 };
 
 /// How long connections are given to end after work has.
@@ -68,6 +69,9 @@ pub enum StartError {
     /// When somebody is to be told.
     #[error("configuration: [alerts]: {0}")]
     Alerts(sla::Error),
+    /// Where traces go.
+    #[error("configuration: {0}")]
+    Traces(String),
 }
 
 /// A running node.
@@ -95,6 +99,8 @@ pub(crate) struct App {
     pub(crate) backups: Schedule,
     /// What is measured of what is promised.
     pub(crate) levels: Arc<Levels>,
+    /// Who tells traces, if they are wanted.
+    pub(crate) traces: Option<Arc<Traces>>,
 }
 
 /// Who sent a request.
@@ -130,8 +136,14 @@ impl Server {
         let alerts = config.alerts.rules(&objectives).map_err(StartError::Alerts)?;
         let levels = Arc::new(Levels::new(objectives, alerts));
         let mut options = node_options(&config, identity, [http, grpc, peer], tls.clone());
-        options.observer = Arc::clone(&levels) as Arc<dyn Observer>;
+        let traces = config.traces.as_ref().map(|of| Traces::new(of, &options.member.name)).transpose();
+        let traces = traces.map_err(|error| StartError::Traces(format!("[traces]: {error}")))?.map(Arc::new);
+        let told = Told { levels: Arc::clone(&levels), traces: traces.clone() };
+        options.observer = Arc::new(told) as Arc<dyn Observer>;
         let node = Node::start(options, peer_listener, Arc::new(SystemClock)).await?;
+        if let Some(traces) = &traces {
+            traces.start(&node);
+        }
         let clock = node.clock();
         let patience = Patience {
             lease: Duration::from_millis(config.node.worker_lease_ms),
@@ -153,6 +165,7 @@ impl Server {
             stopping: stopping.clone(),
             backups: Schedule::default(),
             levels,
+            traces,
         });
         let weak = Arc::downgrade(&app);
         app.sessions.node().answer_with(move |question| {
@@ -224,6 +237,10 @@ impl Server {
             }
         }
         self.watching.iter().for_each(JoinHandle::abort);
+        if let Some(traces) = self.app.traces.clone() {
+            // It waits for the receiver.
+            let _ = tokio::task::spawn_blocking(move || traces.stop()).await;
+        }
         let mut app = self.app;
         for _ in 0..100 {
             app = match Arc::try_unwrap(app) {

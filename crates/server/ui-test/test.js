@@ -131,6 +131,13 @@ try {
   await page.getByText('over 1h').first().waitFor();
   assert.ok(await page.getByRole('heading', { name: 'agent response, P95' }).isVisible());
   await page.getByRole('region', { name: 'Measurements' }).getByText('agent_response').first().waitFor();
+  // The history of one, and every alert.
+  const answers = page.locator('section', { has: page.getByRole('heading', { name: 'agent response, P95' }) });
+  await answers.getByText('History').click();
+  await answers.getByRole('img', { name: 'missed' }).waitFor();
+  await page.getByRole('region', { name: 'Alerts' }).getByText('agent fallback rate').waitFor();
+  await visit(page, '/', 'Overview');
+  await page.getByText('✓ none').waitFor();
   // Sessions by state, one of them opened.
   await page.getByRole('link', { name: 'Sessions', exact: true }).click();
   await page.getByLabel('State').selectOption('waiting');

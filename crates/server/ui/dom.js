@@ -28,6 +28,7 @@ const STATES = {
   met: ['good', '✓ met'], missed: ['bad', '✗ missed'], insufficient_data: ['quiet', '? too little data'],
   completed: ['good', '✓ completed'], failed: ['bad', '✗ failed'], canceled: ['quiet', '– canceled'],
   running: ['', '▶ running'], waiting: ['wait', '… waiting'], ready: ['', '▶ ready'], backoff: ['wait', '… backing off'],
+  firing: ['bad', '✗ firing'], pending: ['wait', '… pending'], resolved: ['good', '✓ resolved'], inactive: ['quiet', '– inactive'],
   skipped: ['quiet', '– skipped'], closed: ['good', '✓ closed'], open: ['bad', '✗ open'], half_open: ['wait', '… half open'],
 };
 

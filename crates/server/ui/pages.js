@@ -15,8 +15,9 @@ function select(label, value, options, onchange) {
 }
 
 export async function overview({ signal }) {
-  const [status, levels, listed] = await Promise.all([
-    get('/v1/cluster', signal), get('/v1/sla?window=5m', signal), get('/v1/sessions?limit=20', signal)]);
+  const [status, levels, listed, alerts] = await Promise.all([
+    get('/v1/cluster', signal), get('/v1/sla?window=5m', signal), get('/v1/sessions?limit=20', signal), alertsOf(signal)]);
+  const firing = alerts.filter((of) => of.state === 'firing');
   const shards = Object.values(status.shards);
   const leaderless = shards.filter((shard) => shard.leader === null).length;
   const problems = [
@@ -41,10 +42,22 @@ export async function overview({ signal }) {
       card('Agent answers, last 5 minutes', h('p', { class: 'big' }, String(sum('agent_response', 'n'))),
         h('p', { class: 'quiet' }, `${sum('agent_response', 'failed')} attempts failed`)),
       card('Service levels, last 5 minutes', h('p', { class: `big ${missed.length ? 'bad' : 'good'}` }, missed.length ? `✗ ${missed.length} missed` : `✓ ${met} met`),
-        h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.objective).join(', ') : h('a', { href: '#/sla' }, 'All objectives')))),
+        h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.objective).join(', ') : h('a', { href: '#/sla' }, 'All objectives'))),
+      card('Alerts', h('p', { class: `big ${firing.length ? 'bad' : 'good'}` }, firing.length ? `✗ ${firing.length} firing` : '✓ none'),
+        firing.length ? h('ul', {}, firing.map((of) => h('li', {}, `${of.alert}: ${of.value}`))) : h('p', { class: 'quiet' }, `${alerts.length} rules`))),
     h('h2', {}, 'Newest sessions'),
     sessionTable(listed.sessions),
   ];
+}
+
+// Alerts are all tenants' business: whoever may not see them sees none.
+async function alertsOf(signal) {
+  try {
+    return (await get('/v1/sla/alerts', signal)).alerts;
+  } catch (error) {
+    if (error.status === 403) return [];
+    throw error;
+  }
 }
 
 function sessionTable(list) {
@@ -81,7 +94,45 @@ function budget(left) {
       h('rect', { class: `fill ${left < 0 ? 'failed' : 'done'}`, x: 0, y: 0, width, height: 8, rx: 4 }))];
 }
 
-function objective(of) {
+const RANK = ['firing', 'pending', 'resolved', 'inactive'];
+
+// What went past in an objective's window, slot by slot, and what was left of its error budget after each.
+function history({ points, slot_seconds: seconds }) {
+  const most = Math.max(1, ...points.map((point) => point.n));
+  const width = 400 / points.length;
+  const bars = points.map((point, place) => {
+    const height = 60 * point.n / most;
+    const late = point.n ? height * point.missed / point.n : 0;
+    return h('g', {}, h('title', {}, `${new Date(point.at).toLocaleString()}: ${point.n}, ${point.missed} missed`),
+      h('rect', { class: 'fill done', x: place * width, y: 60 - height, width: Math.max(1, width - 1), height: height - late }),
+      h('rect', { class: 'fill failed', x: place * width, y: 60 - late, width: Math.max(1, width - 1), height: late }));
+  });
+  const left = points.map((point, place) => (point.budget_left === null ? null
+    : `${(place + 0.5) * width},${58 - 56 * Math.max(0, Math.min(1, point.budget_left))}`)).filter(Boolean);
+  const total = points.reduce((sum, point) => sum + point.n, 0);
+  const missed = points.reduce((sum, point) => sum + point.missed, 0);
+  return [h('svg', { viewBox: '0 0 400 60', role: 'img', 'aria-label': `${total} in ${points.length} slots of ${ms(1000 * seconds)}, ${missed} missed` },
+    h('rect', { class: 'track', x: 0, y: 59, width: 400, height: 1 }), bars,
+    left.length > 1 ? h('path', { class: 'line', d: `M${left.join(' L')}` }) : null),
+  h('p', { class: 'quiet' }, left.length > 1 ? 'Bars: how many, and how many missed. Line: the error budget that was left.' : 'How many, and how many missed.')];
+}
+
+function historyOf(of, signal) {
+  const place = h('div', {}, h('p', { class: 'quiet' }, 'Loading …'));
+  const load = async (event) => {
+    if (!event.target.open || place.dataset.loaded) return;
+    place.dataset.loaded = 'yes';
+    try {
+      const parameters = new URLSearchParams({ objective: of.objective, window: of.window });
+      place.replaceChildren(...history(await get(`/v1/sla/history?${parameters}`, signal)));
+    } catch (error) {
+      place.replaceChildren(h('p', { class: 'bad' }, error.message));
+    }
+  };
+  return h('details', { ontoggle: load }, h('summary', {}, 'History'), place);
+}
+
+function objective(of, signal) {
   const isShare = of.unit === 'share';
   const shown = isShare ? percent : ms;
   return h('section', { class: 'card' },
@@ -92,18 +143,29 @@ function objective(of) {
     budget(of.budget_left),
     of.burn['1h'] === null ? null : h('p', { class: 'quiet' }, `Burn: ${['5m', '1h', '24h'].map((span) => `${span} ${of.burn[span]?.toFixed(2) ?? '–'}`).join(' · ')}`),
     of.exhausted_in_seconds === null ? null : h('p', { class: 'quiet' }, `At this rate spent in ${ms(1000 * of.exhausted_in_seconds)}`),
-    of.worst_minute ? h('p', { class: 'quiet' }, `Worst minute of the last hour: ${shown(of.worst_minute.value)} of ${of.worst_minute.n}, `, when(of.worst_minute.at)) : null);
+    of.worst_minute ? h('p', { class: 'quiet' }, `Worst minute of the last hour: ${shown(of.worst_minute.value)} of ${of.worst_minute.n}, `, when(of.worst_minute.at)) : null,
+    historyOf(of, signal));
 }
 
 export async function sla({ query, signal }) {
   const window = query.get('window') ?? '';
-  const report = await get(`/v1/sla${window ? `?window=${window}` : ''}`, signal);
+  const [report, alerts] = await Promise.all([get(`/v1/sla${window ? `?window=${window}` : ''}`, signal), alertsOf(signal)]);
   const windows = [['', 'of each objective'], ['1m', '1 minute'], ['5m', '5 minutes'], ['1h', '1 hour'], ['24h', '24 hours'], ['30d', '30 days']];
   return [
     h('h1', {}, 'Service levels'),
     h('form', { onsubmit: (event) => event.preventDefault() }, select('Window', window, windows, (value) => go('/sla', { window: value }))),
     report.nodes_missing.length ? h('p', { class: 'bad' }, `${report.nodes_missing.length} nodes do not answer: what only they have measured is missing.`) : null,
-    h('div', { class: 'cards' }, report.objectives.map(objective)),
+    h('div', { class: 'cards' }, report.objectives.map((of) => objective(of, signal))),
+    h('h2', {}, 'Alerts'),
+    table('Alerts', [
+      { title: 'Alert', cell: (of) => of.alert },
+      { title: 'State', cell: (of) => state(of.state) },
+      { title: 'Severity', cell: (of) => of.severity },
+      { title: 'Value', cell: (of) => of.value },
+      { title: 'Since', cell: (of) => when(of.since) },
+      { title: 'When', cell: (of) => of.when },
+      { title: 'Action', cell: (of) => of.action || null },
+    ], [...alerts].sort((a, b) => RANK.indexOf(a.state) - RANK.indexOf(b.state))),
     h('h2', {}, `What was measured, last ${report.series_window}`),
     table('Measurements', [
       { title: 'Indicator', cell: (of) => of.indicator },

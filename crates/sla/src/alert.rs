@@ -3,9 +3,9 @@
 //! A rule is written `metric comparator value [over window] [for duration]`:
 //!
 //! - **metric**: an indicator with a number of it, `api_latency.p95`, `task_duration.mean`, `recovery.count`,
-//!   `session_completion.failed` (the share that failed), `uptime.ratio` (the share that went right), of some of it only
-//!   with `agent_response{role=auditor,provider=a}.p95`; `fallback_rate`, the share of the agents' answers that another
-//!   provider gave than the first one asked; or a [`Gauge`].
+//!   `session_completion.failed` (the share that failed), `uptime.ratio` (the share that went right), of some of it
+//!   only with `agent_response{role=auditor,provider=a}.p95`; `fallback_rate`, the share of the agents' answers that
+//!   another provider gave than the first one asked; or a [`Gauge`].
 //! - **comparator**: `>` or `<`.
 //! - **value**: a duration (`500ms`, `5s`, `5m`, `1h`), a share (`5%` or `0.05`), or a number.
 //! - **window**: what is measured, of indicators: 5m if it is not given. Made of whole slots ([`Window`]).

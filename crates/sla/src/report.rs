@@ -20,13 +20,16 @@ impl Measured {
     /// What was counted in a window up to now.
     pub fn of(&self, series: impl Fn(&Series) -> bool, window: Window, now: Timestamp) -> Cell {
         let (level, count) = window.slots();
-        let merged = match level {
+        let from = level.slot(now).saturating_sub(count);
+        self.level(level).select(series, |slot| slot >= from)
+    }
+
+    fn level(&self, level: Level) -> &Merged {
+        match level {
             Level::Minute => &self.minutes,
             Level::Hour => &self.hours,
             Level::Day => &self.days,
-        };
-        let from = level.slot(now).saturating_sub(count);
-        merged.select(series, |slot| slot >= from)
+        }
     }
 }
 
@@ -188,6 +191,53 @@ pub fn evaluate(
     }
 }
 
+/// One slot of an objective's window.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Point {
+    /// Its begin.
+    pub at: String,
+    /// How many were counted.
+    pub n: u64,
+    /// How many of them missed the target.
+    pub missed: u64,
+    /// The number itself: milliseconds, or a share.
+    pub value: Option<f64>,
+    /// The share of the whole window's error budget that was left after it.
+    pub budget_left: Option<f64>,
+}
+
+/// What became of an objective slot by slot, the oldest first, and the length of the slots in seconds.
+#[must_use]
+pub fn history(
+    objective: &Objective,
+    window: Window,
+    measured: &Measured,
+    now: Timestamp,
+) -> (u32, Vec<Point>) {
+    let (level, count) = window.slots();
+    let merged = measured.level(level);
+    let slots = level.slot(now).saturating_sub(count)..=level.slot(now);
+    let cells: Vec<(u64, Cell)> = slots
+        .map(|slot| (slot, merged.select(|series| objective.is_about(series), |number| number == slot)))
+        .collect();
+    let all: u64 = cells.iter().map(|(_, cell)| missed(objective, cell).of).sum();
+    let mut spent = 0;
+    let points = cells.into_iter().map(|(slot, cell)| {
+        let Missed { missed, of } = missed(objective, &cell);
+        spent += missed;
+        let budget = objective.budget().filter(|_| all > 0);
+        Point {
+            at: Timestamp(slot * u64::from(level.seconds()) * 1_000_000).to_string(),
+            n: of,
+            missed,
+            value: number(objective.statistic, &cell)
+                .map(|value| shown(objective.statistic == Statistic::Ratio, value)),
+            budget_left: budget.map(|budget| left(budget, precise(spent) / precise(all))),
+        }
+    });
+    (level.seconds(), points.collect())
+}
+
 fn left(budget: f64, share: f64) -> f64 {
     if budget > 0.0 {
         1.0 - share / budget
@@ -332,5 +382,31 @@ mod tests {
         recorder.happened(Indicator::DataPersistence, Labels::default(), now, true);
         let persisted = outcome(&recorder, "data persistence", now);
         assert_eq!((persisted.state, persisted.budget_left), (State::Met, Some(1.0)));
+    }
+
+    #[test]
+    fn the_budget_burns_down_slot_by_slot() {
+        let recorder = Recorder::default();
+        let labels = Labels { role: "auditor", ..Labels::default() };
+        let at = |seconds: u64| Timestamp(1_700_000_040_000_000 + seconds * 1_000_000);
+        let now = at(10 * 60);
+        for (minute, late) in [(7, 1), (8, 0), (10, 2)] {
+            for number in 0..20 {
+                let micros = if number < late { 31_000_000 } else { 1_000_000 };
+                recorder.took(Indicator::AgentResponse, labels, at(minute * 60), micros);
+            }
+        }
+        let objective = built_in(3).into_iter().find(|of| of.name == "audit").unwrap();
+        let measured =
+            Measured { minutes: merge(vec![recorder.read(Level::Minute, 0)]), ..Measured::default() };
+        let (seconds, points) = history(&objective, Window::FiveMinutes, &measured, now);
+        assert_eq!((seconds, points.len()), (60, 6));
+        let counted: Vec<(u64, u64)> = points.iter().map(|point| (point.n, point.missed)).collect();
+        assert_eq!(counted, [(0, 0), (0, 0), (20, 1), (20, 0), (0, 0), (20, 2)]);
+        // 5 % of 60 may miss: three, which did.
+        for (point, left) in points.iter().zip([300.0, 300.0, 200.0, 200.0, 200.0, 0.0]) {
+            assert!((point.budget_left.unwrap() * 300.0 - left).abs() < 1e-6, "{point:?}");
+        }
+        assert!((points[2].value.unwrap() - 1_000.0).abs() < 1.0, "19 of 20 took a second");
     }
 }

@@ -89,6 +89,9 @@ pub struct Task {
     pub input: Value,
     /// What effects outside should carry: the same however often this attempt is given out.
     pub idempotency_key: String,
+    /// Where the spans of the work belong: W3C Trace Context, in the trace of the session. Empty from a node of
+    /// release 0.1.
+    pub traceparent: String,
     /// How long the attempt may take; `None` for no limit.
     pub timeout: Option<Duration>,
     progress: mpsc::Sender<Said>,
@@ -353,6 +356,7 @@ where
             attempt: task.attempt,
             input: serde_json::from_str(&task.input_json).unwrap_or_default(),
             idempotency_key: task.idempotency_key,
+            traceparent: task.traceparent,
             timeout: (task.timeout_ms > 0).then(|| Duration::from_millis(task.timeout_ms)),
             progress: self.say.clone(),
         };

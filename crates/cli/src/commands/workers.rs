@@ -44,7 +44,8 @@ pub(crate) enum Command {
 ///
 /// Exit code 0 ends the step with that output. 65 says that the same again would fail again; with any other the step's
 /// `retry` decides. Lines on standard error are shown as progress, and the last 4 KiB become the error's message. The
-/// environment has ORCHESTRA_SESSION, ORCHESTRA_STEP, ORCHESTRA_QUEUE, ORCHESTRA_ATTEMPT and ORCHESTRA_IDEMPOTENCY_KEY.
+/// environment has ORCHESTRA_SESSION, ORCHESTRA_STEP, ORCHESTRA_QUEUE, ORCHESTRA_ATTEMPT, ORCHESTRA_IDEMPOTENCY_KEY
+/// and TRACEPARENT.
 /// A command whose task is no longer wanted is killed. SIGTERM or Ctrl-C: no more tasks are taken, those in hand end.
 #[derive(Debug, Args)]
 pub(crate) struct RunWorkerArgs {
@@ -150,6 +151,7 @@ async fn execute(command: &[String], task: &Task) -> anyhow::Result<(ExitStatus,
         .env("ORCHESTRA_QUEUE", &task.queue)
         .env("ORCHESTRA_ATTEMPT", task.attempt.to_string())
         .env("ORCHESTRA_IDEMPOTENCY_KEY", &task.idempotency_key)
+        .env("TRACEPARENT", &task.traceparent)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -17,4 +17,5 @@ mod secrets;
 mod sla;
 mod snapshot;
 mod tls;
+mod traces;
 mod workers;

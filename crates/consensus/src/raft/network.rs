@@ -195,9 +195,9 @@ impl NetStreamAppend<Types> for Client {
 }
 
 /// The requests before the first that lacks its entries, as they were purged meanwhile: one without any, about a place
-/// before the `first` entry of the log. With it the stream ends, and Raft is told so that it sends the state instead. (openraft
-/// 0.10.0-alpha.37 forgets that a stream is under way to a peer when something else that it sends there fails, and
-/// purges what the stream has yet to send.)
+/// before the `first` entry of the log. With it the stream ends, and Raft is told so that it sends the state instead.
+/// (openraft 0.10.0-alpha.37 forgets that a stream is under way to a peer when something else that it sends there
+/// fails, and purges what the stream has yet to send.)
 fn up_to_a_hole<S>(
     input: S,
     first: Arc<AtomicU64>,

@@ -275,6 +275,7 @@ impl Pool {
             attempt: offer.attempt,
             input: offer.input,
             timeout_ms: offer.timeout_ms,
+            traceparent: offer.traceparent,
         });
         if taken.is_none() || offer.more {
             let from = NodeId(offer.from);

@@ -80,6 +80,8 @@ pub struct Assignment {
     pub input: Bytes,
     /// Milliseconds that the attempt may take; 0 for no limit.
     pub timeout_ms: u64,
+    /// Where the spans of the work belong.
+    pub traceparent: String,
 }
 
 impl Assignment {

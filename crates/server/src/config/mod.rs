@@ -4,6 +4,7 @@
 //! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
 mod levels;
+mod traces;
 
 use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
 
@@ -11,6 +12,7 @@ use providers::simulated;
 use serde::{Deserialize, Serialize};
 
 pub use levels::{Alerts, Sla, Webhook};
+pub use traces::{SpanNames, Traces};
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Config {
     pub sla: Sla,
     /// When somebody is told.
     pub alerts: Alerts,
+    /// Where traces go; nowhere without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     /// Logging.
     pub log: Log,
 }
@@ -436,6 +441,7 @@ impl Config {
             ));
         }
         self.alerts.check().map_err(Error::Invalid)?;
+        self.traces.as_ref().map_or(Ok(()), Traces::check).map_err(Error::Invalid)?;
         if !(1..=100_000).contains(&self.node.intake_mib_per_second) {
             return invalid(format!(
                 "node.intake_mib_per_second must be 1 to 100000; found {}",

@@ -5,7 +5,7 @@ mod workers;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
-use ids::{Seq, SessionId};
+use ids::{Seq, SessionId, TRACE_LABEL};
 use machine::{SessionLimits, SessionStatus};
 use proto::api::{
     self,
@@ -127,7 +127,8 @@ impl SessionService for Service {
         &self,
         request: Request<api::StartSessionRequest>,
     ) -> Reply<api::StartSessionResponse> {
-        let tenant = self.tenant(&request)?;
+        let (tenant, began) = (self.tenant(&request)?, self.app.sessions.node().clock().wall());
+        let trace = request.metadata().get(TRACE_LABEL).and_then(|value| value.to_str().ok()?.parse().ok());
         let request = request.into_inner();
         let workflow = match (request.workflow.is_empty(), request.workflow_source.is_empty()) {
             (false, true) => WorkflowRef::Name(request.workflow),
@@ -143,10 +144,20 @@ impl SessionService for Service {
             lock_key: request.lock_key,
             labels: request.labels.into_iter().collect(),
             limits: SessionLimits::default(),
+            trace,
         };
         let started = self.app.sessions.start(&tenant, start).await?;
         if started.created {
             self.app.metrics.sessions_started.inc();
+        }
+        if let Some(traces) = &self.app.traces {
+            let name = "orchestra.v1.SessionService/StartSession".to_owned();
+            traces.requested(
+                name,
+                (started.id, trace),
+                (began, self.app.sessions.node().clock().wall()),
+                200,
+            );
         }
         let (mut status, mut output_json) = (started.status, String::new());
         if wait > Duration::ZERO {

@@ -165,5 +165,6 @@ fn task(of: &Assignment) -> api::Task {
         input_json: String::from_utf8_lossy(&of.input).into_owned(),
         idempotency_key: of.idempotency_key(),
         timeout_ms: of.timeout_ms,
+        traceparent: of.traceparent.clone(),
     }
 }

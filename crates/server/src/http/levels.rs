@@ -37,14 +37,35 @@ pub(super) async fn report(
     Caller(caller): Caller,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Value>, ApiError> {
-    let window = match wanted.window.as_deref() {
-        None => None,
-        Some(name) => Some(Window::named(name).ok_or_else(|| {
-            let known = Window::ALL.map(Window::name).join(", ");
-            ApiError::invalid(format!("window {name:?} is none of {known}"))
-        })?),
-    };
+    let window = window(wanted.window.as_deref())?;
     let node = app.sessions.node();
     let tenant = (!caller.admin).then_some(caller.tenant.as_str());
     Ok(Json(app.levels.report(&node.peers(), node.clock().wall(), window, tenant).await))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WantedHistory {
+    objective: String,
+    window: Option<String>,
+}
+
+/// What became of one promise, slot by slot, and how its error budget was spent.
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    Caller(caller): Caller,
+    Query(wanted): Query<WantedHistory>,
+) -> Result<Json<Value>, ApiError> {
+    let of = (wanted.objective.as_str(), window(wanted.window.as_deref())?);
+    let node = app.sessions.node();
+    let tenant = (!caller.admin).then_some(caller.tenant.as_str());
+    let history = app.levels.history(&node.peers(), node.clock().wall(), of, tenant).await;
+    history.map(Json).ok_or_else(|| ApiError::not_found(format!("objective {:?}", wanted.objective)))
+}
+
+fn window(name: Option<&str>) -> Result<Option<Window>, ApiError> {
+    let Some(name) = name else { return Ok(None) };
+    let known = || Window::ALL.map(Window::name).join(", ");
+    let window = Window::named(name);
+    window.map(Some).ok_or_else(|| ApiError::invalid(format!("window {name:?} is none of {}", known())))
 }

@@ -21,6 +21,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use bytes::Bytes;
+use ids::{SessionId, TraceContext};
 use machine::limits;
 use serde::Deserialize;
 
@@ -62,6 +63,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/", get(ui::page))
         .route("/ui/{file}", get(ui::file))
         .route("/v1/sla", get(levels::report))
+        .route("/v1/sla/history", get(levels::history))
         .route("/v1/sla/rules", get(levels::rules))
         .route("/v1/sla/alerts", get(levels::alerts))
         .route("/v1/backups", post(backups::begin))
@@ -95,6 +97,7 @@ fn parse<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, ApiError> {
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().to_string();
+    let (path, began) = (request.uri().path().to_owned(), app.sessions.node().clock().wall());
     let started = tokio::time::Instant::now();
     let response = next.run(request).await;
     let took: Duration = started.elapsed();
@@ -104,8 +107,27 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     if is_measured(&route, &method) {
         app.levels.answered(app.sessions.node().clock().wall(), took, status >= 500);
     }
+    if let Some(traces) = app.traces.as_ref().filter(|_| method == "POST")
+        && let Some(About(session, given)) = about(&app, &response, &path)
+    {
+        let ended = app.sessions.node().clock().wall();
+        traces.requested(format!("{method} {route}"), (session, given), (began, ended), status);
+    }
     app.metrics.requests.get_or_create(&RequestLabels { route, method, status }).inc();
     response
+}
+
+/// The session that a request was about, and the trace that its client named.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About(pub(crate) SessionId, pub(crate) Option<TraceContext>);
+
+/// What the answer says, or else the path.
+fn about(app: &App, response: &Response, path: &str) -> Option<About> {
+    if let Some(about) = response.extensions().get::<About>() {
+        return Some(*about);
+    }
+    let session = path.strip_prefix("/v1/sessions/")?.split('/').next()?.parse().ok()?;
+    Some(About(session, app.sessions.trace_of(session)))
 }
 
 /// Whether a request counts for the latency that is promised.

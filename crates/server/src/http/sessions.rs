@@ -3,19 +3,19 @@
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response, Sse, sse},
 };
 use futures_util::{Stream, stream};
-use ids::{Seq, SessionId};
+use ids::{Seq, SessionId, TRACE_LABEL};
 use machine::{Decision, SessionStatus};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::{Body, Tenant, parse};
+use super::{About, Body, Tenant, parse};
 use crate::{
     error::ApiError,
     sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef, budget},
@@ -102,7 +102,9 @@ pub(super) async fn start(
         lock_key: body.lock_key,
         labels: body.labels,
         limits: budget(body.budget.as_ref())?,
+        trace: headers.get(TRACE_LABEL).and_then(|value| value.to_str().ok()?.parse().ok()),
     };
+    let trace = start.trace;
     let started = app.sessions.start(&tenant, start).await?;
     if started.created {
         app.metrics.sessions_started.inc();
@@ -118,7 +120,7 @@ pub(super) async fn start(
         }
     }
     body["status"] = stands.name().into();
-    Ok((status, Json(body)).into_response())
+    Ok((status, Extension(About(started.id, trace)), Json(body)).into_response())
 }
 
 #[derive(Deserialize)]

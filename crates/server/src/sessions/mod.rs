@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
 use engine::{Engine, Running, Workers};
-use ids::{Seq, SessionId, ShardId, StepId};
+use ids::{Seq, SessionId, ShardId, StepId, TraceContext};
 use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
 use providers::{ProviderStatus, Router};
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub(crate) struct Start {
     pub(crate) lock_key: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) limits: SessionLimits,
+    /// The trace that the client named.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// A workflow, by name or in full.
@@ -149,6 +151,12 @@ impl Sessions {
             errors.push("draining: the node takes no new work, and may be about to stop".to_owned());
         }
         errors
+    }
+
+    /// The trace that a session's client named, as far as this node knows the session.
+    pub(crate) fn trace_of(&self, session: SessionId) -> Option<TraceContext> {
+        let row = self.group_of(session).ok()?.view().session(session)?;
+        crate::traces::given(&row)
     }
 
     fn group(&self, shard: ShardId) -> Result<&Group> {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use consensus::Group;
 use engine::values::Values;
-use ids::{Digest, SessionId, ShardId, StepId};
+use ids::{Digest, SessionId, ShardId, StepId, TRACE_LABEL};
 use machine::{
     Approval, Command, Decision, Definition, Durability, Idempotency, Outcome, Read, SessionLimits,
-    SessionRow, SessionStatus, StartSession,
+    SessionRow, SessionStatus, StartSession, limits,
 };
 use serde_json::Value;
 use sha2::Digest as _;
@@ -38,13 +38,21 @@ impl Sessions {
         };
         let input = Bytes::from(start.input.to_string());
         let fingerprint = fingerprint(&definition.hash, &input, &start);
+        // Not a part of what makes two requests the same.
+        let mut labels: Vec<(String, String)> = start.labels.into_iter().collect();
+        if let Some(trace) = start.trace
+            && labels.len() < limits::LABELS_MAX
+            && !labels.iter().any(|(key, _)| key == TRACE_LABEL)
+        {
+            labels.push((TRACE_LABEL.to_owned(), trace.to_string()));
+        }
         let command = Command::StartSession(StartSession {
             session: id,
             tenant: tenant.into(),
             workflow: name,
             definition: definition.hash,
             input,
-            labels: start.labels.into_iter().collect(),
+            labels,
             limits: start.limits,
             durability: Durability::Local,
             idempotency: start.idempotency_key.map(|key| Idempotency {

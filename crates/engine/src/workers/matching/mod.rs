@@ -317,6 +317,7 @@ impl Matching {
             attempt: assignment.attempt,
             input: assignment.input,
             timeout_ms: assignment.timeout_ms,
+            traceparent: assignment.traceparent,
             from: self.peers.me().0,
             more,
         };

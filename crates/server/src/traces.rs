@@ -1,0 +1,396 @@
+//! Traces: one per session, over OTLP, made of what the log says.
+//!
+//! The leader of a session's shard tells what it applies: a span for the session, one for each piece of work, one for
+//! each call of a provider, and one for each commit (from the proposal to the entry applied: the network, a majority's
+//! disks, the state). The node that a client talks to tells of the request. The ids of spans are computed
+//! ([`ids::TraceContext`]), so that what different nodes tell is one trace, whoever leads.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use consensus::{Clock, Leadership, Observer};
+use ids::{Digest, NodeId, SessionId, ShardId, StepId, TRACE_LABEL, Timestamp, TraceContext};
+use machine::{Definition, Event, EventData, Fact, Failure, Observed, Report, SessionRow};
+use opentelemetry::{
+    InstrumentationScope, KeyValue,
+    trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
+};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _},
+};
+use parking_lot::Mutex;
+use storage::Note;
+use tokio::sync::watch;
+use workflow::{Spec, Task};
+
+use crate::{config, levels::Levels};
+
+/// The kinds of spans, besides those of steps.
+const REQUEST: u64 = 1;
+const COMMIT: u64 = 2;
+const CALL: u64 = 3;
+/// Workflows whose agents are remembered.
+const AGENTS_LEN: usize = 1_024;
+
+/// Tells an OTLP receiver.
+pub(crate) struct Traces {
+    processor: BatchSpanProcessor,
+    scope: InstrumentationScope,
+    names: config::SpanNames,
+    /// The part of all traces that is told, by the last 56 bits of their ids.
+    wanted: u64,
+    agents: Mutex<HashMap<Digest, Arc<[Kind]>>>,
+    started: OnceLock<Started>,
+}
+
+/// What is there once the node runs.
+struct Started {
+    leads: BTreeMap<ShardId, watch::Receiver<Leadership>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What a node of a workflow does.
+#[derive(Debug, Clone)]
+enum Kind {
+    Agent(String),
+    Task(String),
+    Other,
+}
+
+/// A span, before it is told.
+struct Span {
+    name: Cow<'static, str>,
+    kind: SpanKind,
+    context: TraceContext,
+    parent: u64,
+    from: Timestamp,
+    to: Timestamp,
+    attributes: Vec<KeyValue>,
+    failed: Option<String>,
+}
+
+impl std::fmt::Debug for Traces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Traces").finish_non_exhaustive()
+    }
+}
+
+impl Traces {
+    /// # Errors
+    ///
+    /// The receiver's URL is none.
+    pub(crate) fn new(of: &config::Traces, node: &str) -> Result<Self, String> {
+        let endpoint = format!("{}/v1/traces", of.otlp.trim_end_matches('/'));
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(endpoint)
+            .build()
+            .map_err(|error| error.to_string())?;
+        let mut processor = BatchSpanProcessor::builder(exporter).build();
+        let resource = Resource::builder()
+            .with_service_name("orchestra")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("service.instance.id", node.to_owned()))
+            .build();
+        processor.set_resource(&resource);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a share")]
+        let wanted = (of.share * (1u64 << 56) as f64) as u64;
+        Ok(Self {
+            processor,
+            scope: InstrumentationScope::builder("orchestra").with_version(env!("CARGO_PKG_VERSION")).build(),
+            names: of.span_names,
+            wanted,
+            agents: Mutex::default(),
+            started: OnceLock::new(),
+        })
+    }
+
+    /// The node runs: from now on what it applies as a leader is told.
+    pub(crate) fn start(&self, node: &consensus::Node) {
+        let leads = node.groups().iter().map(|(shard, group)| (*shard, group.leadership())).collect();
+        // There is one start.
+        let _ = self.started.set(Started { leads, clock: node.clock() });
+    }
+
+    /// Tells what is not told yet.
+    pub(crate) fn stop(&self) {
+        if let Err(error) = self.processor.shutdown_with_timeout(Duration::from_secs(2)) {
+            tracing::warn!(%error, "the last spans may be lost");
+        }
+    }
+
+    /// A request about a session was answered.
+    pub(crate) fn requested(
+        &self,
+        name: String,
+        (session, given): (SessionId, Option<TraceContext>),
+        (from, to): (Timestamp, Timestamp),
+        status: u16,
+    ) {
+        let root = TraceContext::of_session(session, given);
+        let parent = given.map_or(root.span, |given| given.span);
+        // Many requests may be about one session.
+        let context = root.child(REQUEST, &[from.0, rand::random()]);
+        let attributes = vec![
+            KeyValue::new("orchestra.session", session.to_string()),
+            KeyValue::new("http.response.status_code", i64::from(status)),
+        ];
+        let failed = (status >= 500).then(|| status.to_string());
+        self.tell(Span {
+            name: name.into(),
+            kind: SpanKind::Server,
+            context,
+            parent,
+            from,
+            to,
+            attributes,
+            failed,
+        });
+    }
+
+    fn tell(&self, span: Span) {
+        let Span { name, kind, context, parent, from, to, attributes, failed } = span;
+        #[allow(clippy::cast_possible_truncation, reason = "the last bits")]
+        let place = context.trace as u64 & ((1 << 56) - 1);
+        if !context.sampled || place >= self.wanted {
+            return;
+        }
+        self.processor.on_end(SpanData {
+            span_context: SpanContext::new(
+                TraceId::from(context.trace),
+                SpanId::from(context.span),
+                TraceFlags::SAMPLED,
+                false,
+                TraceState::default(),
+            ),
+            parent_span_id: SpanId::from(parent),
+            parent_span_is_remote: true,
+            span_kind: kind,
+            name,
+            start_time: time(from),
+            end_time: time(to.max(from)),
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: failed.map_or(Status::Unset, Status::error),
+            instrumentation_scope: self.scope.clone(),
+        });
+    }
+
+    /// Something was applied: if this node leads, it is told.
+    fn applied(&self, session: &Observed<'_>, event: &Event) {
+        let Some(started) = self.started.get() else { return };
+        let leads = started.leads.get(&session.session.shard());
+        if !leads.is_some_and(|lead| matches!(*lead.borrow(), Leadership::Here { .. })) {
+            return;
+        }
+        let now = started.clock.wall();
+        let given = given(session.row);
+        let root = TraceContext::of_session(session.session, given);
+        let commit = |parent: TraceContext| Span {
+            name: "commit".into(),
+            kind: SpanKind::Internal,
+            context: parent.child(COMMIT, &[event.seq.0]),
+            parent: parent.span,
+            from: event.at,
+            to: now,
+            attributes: vec![KeyValue::new("orchestra.event", event.data.kind())],
+            failed: None,
+        };
+        match (&event.data, event.step) {
+            (EventData::StepCompleted { dispatch, started_at, report, attempt, .. }, Some(step)) => {
+                let context = root.of_step(step, *dispatch);
+                self.work(
+                    session,
+                    (step, context, root.span),
+                    (*started_at, event.at),
+                    (attempt.0, report.as_ref(), None),
+                );
+                self.tell(commit(context));
+            }
+            (EventData::StepFailed { dispatch, started_at, report, attempt, failure, .. }, Some(step)) => {
+                let context = root.of_step(step, *dispatch);
+                let why = (attempt.0, report.as_ref(), Some(failure));
+                self.work(session, (step, context, root.span), (*started_at, event.at), why);
+                self.tell(commit(context));
+            }
+            _ => self.tell(commit(root)),
+        }
+        if event.data.ends_session() {
+            let failed = match &event.data {
+                EventData::SessionFailed { failure } => Some(failure.code.clone()),
+                _ => None,
+            };
+            let attributes = vec![
+                KeyValue::new("orchestra.session", session.session.to_string()),
+                KeyValue::new("orchestra.workflow", session.row.workflow.clone()),
+                KeyValue::new("orchestra.tenant", session.row.tenant.clone()),
+                KeyValue::new("orchestra.outcome", event.data.kind()),
+            ];
+            self.tell(Span {
+                name: format!("session {}", session.row.workflow).into(),
+                kind: SpanKind::Internal,
+                context: root,
+                parent: given.map_or(0, |given| given.span),
+                from: session.row.created_at,
+                to: event.at,
+                attributes,
+                failed,
+            });
+        }
+    }
+
+    /// A piece of work, and the calls of providers that it took.
+    fn work(
+        &self,
+        session: &Observed<'_>,
+        (step, context, parent): (StepId, TraceContext, u64),
+        (from, to): (Timestamp, Timestamp),
+        (attempt, report, failure): (u32, Option<&Report>, Option<&Failure>),
+    ) {
+        let name = session.definition.nodes.get(usize::from(step.node)).map_or("", |node| node.name.as_str());
+        let kind = self.kind(session.definition, step);
+        let mut attributes = vec![
+            KeyValue::new("orchestra.step", step.to_string()),
+            KeyValue::new("orchestra.step.name", name.to_owned()),
+            KeyValue::new("orchestra.attempt", i64::from(attempt)),
+        ];
+        let title = match (&kind, self.names) {
+            (Kind::Task(queue), config::SpanNames::Oao) => {
+                attributes.push(KeyValue::new("messaging.destination.name", queue.clone()));
+                format!("oao.tool.{name}")
+            }
+            (_, config::SpanNames::Oao) => format!("oao.step.{}", step.node),
+            (Kind::Task(queue), config::SpanNames::Orchestra) => {
+                attributes.push(KeyValue::new("messaging.destination.name", queue.clone()));
+                format!("task {name}")
+            }
+            (_, config::SpanNames::Orchestra) => format!("step {name}"),
+        };
+        let failed = failure.map(|failure| failure.code.clone());
+        self.tell(Span {
+            name: title.into(),
+            kind: SpanKind::Internal,
+            context,
+            parent,
+            from,
+            to,
+            attributes,
+            failed,
+        });
+        let Some(report) = report else { return };
+        let role = if let Kind::Agent(role) = kind { role } else { String::new() };
+        let mut begun = from;
+        for (number, call) in (0..).zip(&report.calls) {
+            let ended = begun.plus_millis(call.latency_ms);
+            let last = call.failure.is_none();
+            self.tell(Span {
+                name: format!("chat {}", call.model).into(),
+                kind: SpanKind::Client,
+                context: context.child(CALL, &[number]),
+                parent: context.span,
+                from: begun,
+                to: ended,
+                attributes: gen_ai::attributes(call, report, &role, last),
+                failed: call.failure.as_ref().map(|failure| failure.code.clone()),
+            });
+            begun = ended;
+        }
+    }
+
+    fn kind(&self, definition: &Definition, step: StepId) -> Kind {
+        let mut known = self.agents.lock();
+        if !known.contains_key(&definition.hash) {
+            if known.len() >= AGENTS_LEN {
+                known.clear();
+            }
+            let kind = |node: &machine::Node| match (&node.kind, serde_json::from_str::<Spec>(&node.spec)) {
+                (machine::NodeKind::Task { queue }, _) => Kind::Task(queue.clone()),
+                (_, Ok(Spec { task: Task::Agent(agent), .. })) => Kind::Agent(agent.role),
+                _ => Kind::Other,
+            };
+            known.insert(definition.hash, definition.nodes.iter().map(kind).collect());
+        }
+        let kinds = known.get(&definition.hash);
+        kinds.and_then(|kinds| kinds.get(usize::from(step.node))).cloned().unwrap_or(Kind::Other)
+    }
+}
+
+/// What a session's client named.
+pub(crate) fn given(row: &SessionRow) -> Option<TraceContext> {
+    row.labels.iter().find(|(key, _)| key == TRACE_LABEL)?.1.parse().ok()
+}
+
+fn time(at: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(at.0)
+}
+
+/// Attributes of a model's call: OpenTelemetry's semantic conventions for generative AI, version 1.37
+/// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>). They are not stable: this is the one place.
+mod gen_ai {
+    use machine::{Call, Report};
+    use opentelemetry::KeyValue;
+
+    pub(super) fn attributes(call: &Call, report: &Report, role: &str, counts: bool) -> Vec<KeyValue> {
+        let mut attributes = vec![
+            KeyValue::new("gen_ai.operation.name", "chat"),
+            KeyValue::new("gen_ai.provider.name", call.provider.clone()),
+            KeyValue::new("gen_ai.request.model", call.model.clone()),
+        ];
+        if !role.is_empty() {
+            attributes.push(KeyValue::new("gen_ai.agent.name", role.to_owned()));
+        }
+        // What was used is known of all calls together, and told with the one that counted.
+        let number =
+            |name: &'static str, value: u64| KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX));
+        if counts {
+            attributes.push(number("gen_ai.usage.input_tokens", report.usage.tokens_in));
+            attributes.push(number("gen_ai.usage.output_tokens", report.usage.tokens_out));
+            attributes.push(number("orchestra.cost_microusd", report.usage.cost_microusd));
+        }
+        if let Some(failure) = &call.failure {
+            attributes.push(KeyValue::new("error.type", failure.code.clone()));
+        }
+        attributes
+    }
+}
+
+/// Who is told what is applied: who measures, and who traces.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) levels: Arc<Levels>,
+    pub(crate) traces: Option<Arc<Traces>>,
+}
+
+impl Observer for Told {
+    fn observe(&self, session: &Observed<'_>, fact: Fact<'_>) {
+        self.levels.observe(session, fact);
+        if let (Some(traces), Fact::Appended(event)) = (&self.traces, fact) {
+            traces.applied(session, event);
+        }
+    }
+
+    fn probed(&self, node: NodeId, answered: bool, at: Timestamp) {
+        self.levels.probed(node, answered, at);
+    }
+
+    fn compared(&self, node: NodeId, equal: bool, at: Timestamp) {
+        self.levels.compared(node, equal, at);
+    }
+
+    fn changes(&self, now: Timestamp) -> Vec<Note> {
+        self.levels.changes(now)
+    }
+
+    fn restore(&self, notes: Vec<Note>) {
+        self.levels.restore(notes);
+    }
+}
