@@ -61,7 +61,21 @@ pub(crate) async fn run(runs: usize, only: &str, directory: &Path, kills: usize)
     if wanted(bench.name) {
         let mut came = Vec::new();
         for _ in 0..runs {
-            came.push(local::throughput(directory, 256, 5).await?);
+            came.push(local::throughput(directory, (256, 5), Arc::new(())).await?);
+        }
+        bench.report(came);
+    }
+    let bench = Bench {
+        name: "the same, measured against not measured",
+        unit: "ratio",
+        target: Target::AtLeast(0.95),
+    };
+    if wanted(bench.name) {
+        let mut came = Vec::new();
+        for _ in 0..runs {
+            let without = local::throughput(directory, (256, 5), Arc::new(())).await?;
+            let measured = local::throughput(directory, (256, 5), Arc::new(levels::Measures::new())).await?;
+            came.push(measured / without);
         }
         bench.report(came);
     }

@@ -1,7 +1,13 @@
 //! Service levels alone: how long it takes to count, and to compare what was counted with what is promised.
 
-use ids::Timestamp;
-use sla::{Indicator, Labels, Level, Recorder, merge, report};
+use std::sync::Arc;
+
+use consensus::Observer;
+use ids::{NodeId, Timestamp};
+use machine::{Fact, Observed};
+use prost::Message as _;
+use sla::{Indicator, Labels, Level, Recorder, facts::Facts, merge, report};
+use storage::Note;
 use tokio::time::Instant;
 
 const RECORDS: u64 = 1_000_000;
@@ -62,4 +68,35 @@ pub(crate) fn report() -> f64 {
     let took = began.elapsed().as_secs_f64() * 1_000.0;
     assert_eq!(outcomes[1].n, 31 * 100 * 1_000, "all days are in it");
     took
+}
+
+/// Counts what happens to sessions, as a node does.
+#[derive(Debug)]
+pub(crate) struct Measures(Arc<Recorder>, Facts);
+
+impl Measures {
+    pub(crate) fn new() -> Self {
+        let edges = sla::prometheus::edges(&sla::built_in(3), &sla::alert::built_in());
+        let recorder = Arc::new(Recorder::with_edges(edges));
+        Self(Arc::clone(&recorder), Facts::new(recorder))
+    }
+}
+
+impl Observer for Measures {
+    fn observe(&self, session: &Observed<'_>, fact: Fact<'_>) {
+        self.1.observe(session, fact);
+    }
+    fn probed(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn compared(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn changes(&self, now: Timestamp) -> Vec<Note> {
+        self.0.tidy(now);
+        let changes = self.0.changes().into_iter();
+        changes
+            .map(|slot| Note {
+                key: [slot.seconds.to_be_bytes().as_slice(), &slot.number.to_be_bytes()].concat().into(),
+                value: Some(slot.encode_to_vec().into()),
+            })
+            .collect()
+    }
+    fn restore(&self, _: Vec<Note>) {}
 }

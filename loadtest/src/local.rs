@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::bail;
-use consensus::{Clock, Leadership, Member, Node, NodeOptions, SystemClock};
+use consensus::{Clock, Leadership, Member, Node, NodeOptions, Observer, SystemClock};
 use engine::{Engine, Workers, workers::Patience};
 use ids::{NodeId, RegionId, SessionId, ShardId};
 use machine::{Command, Definition, Outcome};
@@ -26,7 +26,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::layers::{THREE_STEPS, definition, start_command};
+use crate::{
+    drive,
+    layers::{THREE_STEPS, definition, start_command},
+};
 
 const SHARDS: u16 = 4;
 
@@ -60,7 +63,7 @@ struct Local {
 }
 
 impl Local {
-    async fn start(path: &Path, source: &str) -> anyhow::Result<Self> {
+    async fn start(path: &Path, source: &str, observer: Arc<dyn Observer>) -> anyhow::Result<Self> {
         let options = NodeOptions {
             path: path.to_owned(),
             identity: Identity {
@@ -78,7 +81,7 @@ impl Local {
             intake_bytes_per_second: 1 << 30,
             free_bytes_min: 0,
             block_cache_bytes: 64 << 20,
-            observer: Arc::new(()),
+            observer,
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let node = Node::start(options, TcpListener::bind(("127.0.0.1", 0))?, Arc::clone(&clock)).await?;
@@ -147,42 +150,30 @@ impl Local {
     }
 }
 
-/// Steps a second with so many sessions under way, over so many seconds after a warm-up.
-pub(crate) async fn throughput(directory: &Path, clients: usize, seconds: u64) -> anyhow::Result<f64> {
+/// Steps a second with so many sessions under way, over so many seconds after a warm-up, while somebody observes.
+pub(crate) async fn throughput(
+    directory: &Path,
+    (clients, seconds): (usize, u64),
+    observer: Arc<dyn Observer>,
+) -> anyhow::Result<f64> {
     let temp = tempfile::tempdir_in(directory)?;
-    let local = Arc::new(Local::start(temp.path(), THREE_STEPS).await?);
-    let begin = Instant::now() + Duration::from_secs(1);
-    let end = begin + Duration::from_secs(seconds);
-    let counted = Arc::new(AtomicU64::new(0));
-    let clients: Vec<_> = (0..clients)
-        .map(|_| {
-            let (local, counted) = (Arc::clone(&local), Arc::clone(&counted));
-            tokio::spawn(async move {
-                while Instant::now() < end {
-                    local.session().await?;
-                    if (begin..end).contains(&Instant::now()) {
-                        counted.fetch_add(3, Ordering::Relaxed);
-                    }
-                }
-                anyhow::Ok(())
-            })
-        })
-        .collect();
-    for client in clients {
-        client.await??;
-    }
+    let local = Arc::new(Local::start(temp.path(), THREE_STEPS, observer).await?);
+    let of_clients = Arc::clone(&local);
+    let call = move |_, _| {
+        let local = Arc::clone(&of_clients);
+        async move { local.session().await }
+    };
+    let driven = drive::closed(clients, seconds, call).await?;
     if let Some(local) = Arc::into_inner(local) {
         local.stop().await;
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    let rate = counted.load(Ordering::Relaxed) as f64 / seconds as f64;
-    Ok(rate)
+    Ok(3.0 * driven.per_second)
 }
 
 /// The median time of a session, in milliseconds, with one client.
 pub(crate) async fn one_client_p50(directory: &Path, sessions: u32) -> anyhow::Result<f64> {
     let temp = tempfile::tempdir_in(directory)?;
-    let local = Local::start(temp.path(), THREE_STEPS).await?;
+    let local = Local::start(temp.path(), THREE_STEPS, Arc::new(())).await?;
     for _ in 0..50 {
         local.session().await?;
     }
@@ -202,7 +193,7 @@ pub(crate) async fn one_client_p50(directory: &Path, sessions: u32) -> anyhow::R
 pub(crate) async fn restarts(directory: &Path, sessions: u64, runs: usize) -> anyhow::Result<Vec<f64>> {
     const WAITS: &str = "name: waits\nsteps:\n  - {id: a, wait: {signal: never}}\n";
     let temp = tempfile::tempdir_in(directory)?;
-    let local = Arc::new(Local::start(temp.path(), WAITS).await?);
+    let local = Arc::new(Local::start(temp.path(), WAITS, Arc::new(())).await?);
     let starters: Vec<_> = (0..256u64)
         .map(|starter| {
             let local = Arc::clone(&local);
@@ -226,7 +217,7 @@ pub(crate) async fn restarts(directory: &Path, sessions: u64, runs: usize) -> an
     let mut came = Vec::new();
     for _ in 0..runs {
         let started = Instant::now();
-        let local = Local::start(temp.path(), WAITS).await?;
+        let local = Local::start(temp.path(), WAITS, Arc::new(())).await?;
         came.push(started.elapsed().as_secs_f64());
         local.stop().await;
     }

@@ -16,6 +16,8 @@ use crate::{Group, Leadership, Node};
 
 /// How long a node is waited for when it is asked what it knows.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait before the first entry of a shard is tried again.
+const BEGIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// The program that a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,15 +70,22 @@ pub(crate) fn in_force(groups: &BTreeMap<ShardId, Group>) -> u32 {
 /// Writes the first entry of shards that begin here, which brings the newest rules into force: before other nodes
 /// join, of which nobody would know whether they know them.
 pub(crate) async fn begin(groups: BTreeMap<ShardId, Group>) {
-    let is_new =
-        |group: &&Group| group.members().len() == 1 && group.view().shard().position == Position::default();
-    let begun = groups.values().filter(is_new).map(|group| async move {
+    let begun = groups.values().map(|group| async move {
         let mut leadership = group.leadership();
         let leads = |lead: &Leadership| matches!(lead, Leadership::Here { .. });
-        if leadership.wait_for(leads).await.is_ok()
-            && let Err(error) = group.propose(Command::Finalize { machine_version: MACHINE_VERSION }).await
-        {
-            tracing::debug!(shard = %group.shard(), %error, "the first command brings the newest rules into force");
+        // Only who leads knows the members: those of a new shard are not there from the start.
+        while leadership.wait_for(leads).await.is_ok() {
+            let is_new = group.view().shard().position == Position::default();
+            if !is_new || group.members().len() > 1 {
+                return;
+            }
+            match group.propose(Command::Finalize { machine_version: MACHINE_VERSION }).await {
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::debug!(shard = %group.shard(), %error, "the first entry is tried again")
+                }
+            }
+            tokio::time::sleep(BEGIN_PAUSE).await;
         }
     });
     join_all(begun).await;

@@ -40,6 +40,7 @@ codes! {
     SIGNALS_FULL = "signals_full", 429, "Too many signals wait for a step to ask for them.";
     TOO_LARGE = "too_large", 413, "Something is larger than its limit. The detail names both.";
     OVERLOADED = "overloaded", 429, "Too many requests wait. Come back after `Retry-After` seconds.";
+    RATE_LIMITED = "rate_limited", 429, "The tenant or the address has sent more requests than it may. Come back after `Retry-After` seconds; `RateLimit` says how it stands.";
     WRITES_STOPPED = "writes_stopped", 507, "Writes do not go through, for example because the disk is full. Nothing was lost; they go on by themselves.";
     UNAVAILABLE = "unavailable", 503, "The shard has no leader yet, or the node stops. Repeat the request: with an idempotency key it is safe.";
     INTERNAL = "internal", 500, "Data can not be read. The node's log says more.";

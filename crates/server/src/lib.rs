@@ -14,6 +14,7 @@ mod gauges;
 mod grpc;
 mod http;
 mod levels;
+mod limits;
 mod metrics;
 pub mod sessions;
 mod traces;

@@ -28,6 +28,7 @@ use crate::{
     backups::{self, Schedule},
     config, gauges, grpc, http,
     levels::Levels,
+    limits::Limits,
     metrics::Metrics,
     sessions::Sessions,
     traces::{Told, Traces},
@@ -99,6 +100,8 @@ pub(crate) struct App {
     pub(crate) backups: Schedule,
     /// What is measured of what is promised.
     pub(crate) levels: Arc<Levels>,
+    /// How many requests are answered.
+    pub(crate) limits: Limits,
     /// Who tells traces, if they are wanted.
     pub(crate) traces: Option<Arc<Traces>>,
 }
@@ -165,6 +168,7 @@ impl Server {
             stopping: stopping.clone(),
             backups: Schedule::default(),
             levels,
+            limits: Limits::new(&config.limits),
             traces,
         });
         let weak = Arc::downgrade(&app);
@@ -321,15 +325,16 @@ fn serve_http(
     Ok(tokio::spawn(serve_routes(listener, app, stopping)))
 }
 
-async fn serve_routes<L: Listener>(listener: L, app: Arc<App>, mut stopping: watch::Receiver<bool>)
-where
-    L::Addr: std::fmt::Debug,
-{
+async fn serve_routes<L: Listener<Addr = SocketAddr>>(
+    listener: L,
+    app: Arc<App>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let stopped = async move {
         let _ = stopping.wait_for(|stopping| *stopping).await;
     };
-    let service = http::routes(app).into_make_service();
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stopped).await {
+    let service = http::routes(app).into_make_service_with_connect_info::<http::From>();
+    if let Err(error) = axum::serve(http::Known(listener), service).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "http stopped");
     }
 }

@@ -174,3 +174,47 @@ async fn sigterm_drains_and_exits_cleanly() {
     assert_eq!((counts.calls, counts.completed), (1, 1));
     drop(temp);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_too_often_is_told_when_to_come_back() {
+    let (mut extra, mut env) = (String::from("[limits]\nper_tenant_per_minute = 4\n"), Vec::new());
+    for tenant in ["busy", "quiet"] {
+        extra.push_str(&format!("[[tokens]]\ntenant = \"{tenant}\"\ntoken_env = \"TEST_TOKEN_{tenant}\"\n"));
+        env.push((format!("TEST_TOKEN_{tenant}"), format!("{tenant}-0123456789abcdef")));
+    }
+    let mut node = Fixture::with_env(&extra, &env).await;
+    node.set_token(Some("busy-0123456789abcdef"));
+    for left in [3, 2, 1, 0] {
+        let answer = node.request(Method::GET, "/v1/workflows").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["ratelimit-policy"], "\"tenant\";q=4;w=60");
+        let standing = answer.headers()["ratelimit"].to_str().unwrap().to_owned();
+        assert!(standing.starts_with(&format!("\"tenant\";r={left};")), "{standing}");
+    }
+    let refused = node.request(Method::GET, "/v1/workflows").send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let seconds: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=15).contains(&seconds), "{seconds}");
+    let problem: Value = refused.json().await.unwrap();
+    assert_eq!(problem["code"], "rate_limited", "{problem}");
+    // The same bucket over gRPC; none for health, and others have theirs.
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", node.grpc)).unwrap();
+    let mut client =
+        proto::api::session_service_client::SessionServiceClient::new(channel.connect().await.unwrap());
+    let mut request = tonic::Request::new(proto::api::GetSessionRequest { id: "ses_".into() });
+    request.metadata_mut().insert("authorization", "Bearer busy-0123456789abcdef".parse().unwrap());
+    let refused = client.get_session(request).await.unwrap_err();
+    assert_eq!(refused.metadata().get("orchestra-code").unwrap(), "rate_limited", "{refused:?}");
+    assert_eq!(node.request(Method::GET, "/health/ready").send().await.unwrap().status(), StatusCode::OK);
+    node.set_token(Some("quiet-0123456789abcdef"));
+    assert_eq!(node.request(Method::GET, "/v1/workflows").send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_a_limit_of_its_own() {
+    let node = Fixture::start("[limits]\nper_address_per_minute = 2\n").await;
+    for status in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let answer = node.request(Method::GET, "/v1/workflows").send().await.unwrap();
+        assert_eq!((answer.status(), answer.headers().contains_key("ratelimit")), (status, true));
+    }
+}

@@ -194,8 +194,8 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     }
     // Every node says so in its metrics, and that somebody was told; who does not answer well is told again.
     let late = computed["auditor"].iter().filter(|took| **took > 60_000).count();
-    pager.until_told("slow audits", "firing").await;
-    pager.until_told(BURN, "firing").await;
+    pager.until_told(&cluster, "slow audits", "firing").await;
+    pager.until_told(&cluster, BURN, "firing").await;
     for api in &apis {
         breach_is_known(api, late).await;
     }
@@ -204,14 +204,14 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let leader = cluster.leader(0).await.unwrap();
     let other = &apis[(leader + 1) % apis.len()];
     cluster.kill(leader).unwrap();
-    pager.until_told("node down", "firing").await;
+    pager.until_told(&cluster, "node down", "firing").await;
     let report = other.get("/v1/sla").await.unwrap();
     agrees(&report);
     assert_eq!(report["nodes_missing"].as_array().unwrap().len(), 1);
     cluster.restart(leader).await.unwrap();
     cluster.until_whole().await.unwrap();
     agrees(&apis[leader].get("/v1/sla").await.unwrap());
-    pager.until_told("node down", "resolved").await;
+    pager.until_told(&cluster, "node down", "resolved").await;
     pager.assert_told_once("slow audits");
     // All stop cleanly, and nothing is forgotten.
     for number in cluster.members() {
@@ -271,10 +271,20 @@ impl Pager {
         told.iter().filter(|of| of["labels"]["alertname"] == alert && of["status"] == status).count()
     }
 
-    async fn until_told(&self, alert: &str, status: &str) {
+    async fn until_told(&self, cluster: &Cluster, alert: &str, status: &str) {
         let what = format!("{alert:?} to be told as {status}");
         let told = wait_until(&what, PATIENCE, async || (self.times(alert, status) > 0).then_some(()));
-        told.await.unwrap_or_else(|error| panic!("{error}: {:?}", self.told.lock().unwrap()));
+        if let Err(error) = told.await {
+            let mut known = Vec::new();
+            for number in cluster.members() {
+                let api = Api::new(&cluster.url(number)).unwrap();
+                let alerts = api.get("/v1/sla/alerts").await.map(|mut list| list["alerts"].take());
+                let mut alerts = alerts.unwrap_or_default().as_array().cloned().unwrap_or_default();
+                alerts.retain(|alert| alert["state"] != "inactive");
+                known.push((number, alerts, cluster.status(number).await.ok()));
+            }
+            panic!("{error}: {:?}\n{known:#?}\n{}", self.told.lock().unwrap(), cluster.log_tails());
+        }
     }
 
     fn assert_told_once(&self, alert: &str) {
@@ -321,7 +331,19 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
         .stderr(log)
         .spawn();
     let _prometheus = Prometheus(process.unwrap());
+    // A start that waits for the end takes as long as the session: nothing of the API's.
+    let metrics = async || reqwest::get(api.url("/metrics")).await.unwrap().text().await.unwrap();
+    let counted = |metrics: &str| {
+        let line = metrics.lines().find(|line| line.starts_with("orchestra_api_latency_seconds_count"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let before = counted(&metrics().await);
+    let waiting = json!({"workflow": "measured", "input": 2});
+    let waited = api.post("/v1/sessions?wait_ms=60000", &waiting).await.unwrap();
+    assert_eq!(waited["status"], "completed", "{waited}");
+    assert_eq!(counted(&metrics().await), before);
     let id = api.start("measured", "scraped", &json!(1)).await.unwrap();
+    assert_eq!(counted(&metrics().await), before + 1);
     let ended = wait_until("the session's end", PATIENCE, async || {
         (api.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
     });
@@ -331,8 +353,8 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
         Some(answer.json::<Value>().await.ok()?["data"].clone())
     };
     let query = "query?query=sum(orchestra_agent_response_seconds_bucket{le=%22120.0%22})";
-    let scraped = wait_until("two answers to be scraped", PATIENCE, async || {
-        (ask(query).await?["result"][0]["value"][1] == "2").then_some(())
+    let scraped = wait_until("four answers to be scraped", PATIENCE, async || {
+        (ask(query).await?["result"][0]["value"][1] == "4").then_some(())
     });
     let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
     scraped.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));

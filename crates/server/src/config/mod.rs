@@ -4,6 +4,7 @@
 //! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
 mod levels;
+mod limits;
 mod traces;
 
 use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
@@ -12,6 +13,7 @@ use providers::simulated;
 use serde::{Deserialize, Serialize};
 
 pub use levels::{Alerts, Sla, Webhook};
+pub use limits::Limits;
 pub use traces::{SpanNames, Traces};
 
 /// The whole configuration of a node.
@@ -40,6 +42,8 @@ pub struct Config {
     pub sla: Sla,
     /// When somebody is told.
     pub alerts: Alerts,
+    /// How many requests are answered.
+    pub limits: Limits,
     /// Where traces go; nowhere without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<Traces>,

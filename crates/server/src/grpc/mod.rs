@@ -78,7 +78,11 @@ type Reply<T> = Result<Response<T>, Status>;
 impl Service {
     fn tenant<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        Ok(http::tenant(&self.app, header)?)
+        let tenant = http::tenant(&self.app, header)?;
+        match self.app.limits.tenant(&tenant) {
+            Some(Err(standing)) => Err(standing.refusal().into()),
+            Some(Ok(_)) | None => Ok(tenant),
+        }
     }
 }
 

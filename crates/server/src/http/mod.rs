@@ -10,15 +10,19 @@ mod ui;
 pub(crate) mod waiting;
 mod workers;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State, rejection::BytesRejection},
+    extract::{
+        ConnectInfo, DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State,
+        connect_info::Connected, rejection::BytesRejection,
+    },
     http::{header, request::Parts},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{delete, get, post},
+    serve::{IncomingStream, Listener},
 };
 use bytes::Bytes;
 use ids::{SessionId, TraceContext};
@@ -77,6 +81,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/errors/{code}", get(system::error_page))
         .fallback(system::not_found)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), limit))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), measure))
         .with_state(app)
 }
@@ -94,6 +99,69 @@ fn parse<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, ApiError> {
     serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("body: {error}")))
 }
 
+/// Whom a connection is from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct From(SocketAddr);
+
+/// A listener whose connections say whom they are from.
+pub(crate) struct Known<L>(pub(crate) L);
+
+impl<L: Listener> Listener for Known<L> {
+    type Io = L::Io;
+    type Addr = L::Addr;
+
+    fn accept(&mut self) -> impl Future<Output = (Self::Io, Self::Addr)> + Send {
+        self.0.accept()
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+impl<L: Listener<Addr = SocketAddr>> Connected<IncomingStream<'_, Known<L>>> for From {
+    fn connect_info(stream: IncomingStream<'_, Known<L>>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+/// Takes from the buckets of the address and the tenant, and says how they stand.
+async fn limit(
+    State(app): State<Arc<App>>,
+    ConnectInfo(From(from)): ConnectInfo<From>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !request.uri().path().starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    // Who has no valid token is refused where the token is asked for.
+    let tenant = || app.limits.tenant(&principal(&app, header).ok()?.tenant);
+    let (mut tightest, mut refused) = (None, None);
+    for taken in [app.limits.address(from.ip()), tenant()].into_iter().flatten() {
+        match taken {
+            Ok(standing) => tightest = Some(standing),
+            Err(standing) => {
+                refused = Some(standing);
+                break;
+            }
+        }
+    }
+    let (mut response, standing) = match refused {
+        Some(standing) => (standing.refusal().into_response(), Some(standing)),
+        None => (next.run(request).await, tightest),
+    };
+    if let Some(standing) = standing {
+        for (name, value) in [("ratelimit-policy", standing.policy()), ("ratelimit", standing.now())] {
+            if let Ok(value) = value.parse() {
+                response.headers_mut().insert(name, value);
+            }
+        }
+    }
+    response
+}
+
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().to_string();
@@ -104,7 +172,7 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     app.metrics.request_seconds.observe(took.as_secs_f64());
     let status = response.status().as_u16();
     // What streams, or waits for a session, takes as long as that does; health and metrics are for nobody's session.
-    if is_measured(&route, &method) {
+    if is_measured(&route, &method) && response.extensions().get::<Waited>().is_none() {
         app.levels.answered(app.sessions.node().clock().wall(), took, status >= 500);
     }
     if let Some(traces) = app.traces.as_ref().filter(|_| method == "POST")
@@ -120,6 +188,10 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 /// The session that a request was about, and the trace that its client named.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct About(pub(crate) SessionId, pub(crate) Option<TraceContext>);
+
+/// The answer waited for a session's end: how long that took says nothing of the API.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waited;
 
 /// What the answer says, or else the path.
 fn about(app: &App, response: &Response, path: &str) -> Option<About> {

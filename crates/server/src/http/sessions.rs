@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::{About, Body, Tenant, parse};
+use super::{About, Body, Tenant, Waited, parse};
 use crate::{
     error::ApiError,
     sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef, budget},
@@ -120,7 +120,11 @@ pub(super) async fn start(
         }
     }
     body["status"] = stands.name().into();
-    Ok((status, Extension(About(started.id, trace)), Json(body)).into_response())
+    let mut response = (status, Extension(About(started.id, trace)), Json(body)).into_response();
+    if query.wait_ms > 0 {
+        response.extensions_mut().insert(Waited);
+    }
+    Ok(response)
 }
 
 #[derive(Deserialize)]
