@@ -140,7 +140,7 @@ fn rows(group: &Group) -> BTreeMap<String, AlertRow> {
     .collect()
 }
 
-/// What the gauges of all rules are worth now, and how every alert stands.
+/// Every rule, and how its alert stands, as this node has applied it.
 pub(crate) fn list(app: &App) -> Value {
     let rows = app.sessions.node().groups().get(&OF_SHARD).map(rows).unwrap_or_default();
     let shown = |rule: &Rule| {

@@ -56,6 +56,19 @@ fn all_rules() -> String {
     sla::prometheus::rules(&sla::built_in(3), &sla::alert::built_in())
 }
 
+/// A directory with the rules. `None` where there is no promtool, which is said; in CI there must be one.
+#[expect(clippy::print_stderr, reason = "nothing is skipped in silence")]
+fn with_rules() -> Option<tempfile::TempDir> {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have promtool: `deploy/dev/setup.sh testing`");
+        eprintln!("NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it");
+        return None;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("rules.yml"), all_rules()).unwrap();
+    Some(temp)
+}
+
 fn promtool(arguments: &[&str], directory: &Path) {
     let output = Command::new("promtool").args(arguments).current_dir(directory).output().unwrap();
     let said =
@@ -78,13 +91,7 @@ fn deployed_rules_are_those_of_the_documented_levels() {
 
 #[test]
 fn exported_rules_fire_when_they_must_and_not_otherwise() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have promtool: `deploy/dev/setup.sh testing`");
-        eprintln!("NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it");
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    std::fs::write(temp.path().join("rules.yml"), all_rules()).unwrap();
+    let Some(temp) = with_rules() else { return };
     promtool(&["check", "rules", "rules.yml"], temp.path());
     let cases: [(u32, u32, &[_], &[_]); 4] = [
         // Nobody is late, nothing is down.
@@ -136,13 +143,7 @@ fn threshold_case(text: &mut String, series: &[(&str, &str)], fire: &[&str]) {
 
 #[test]
 fn exported_thresholds_fire_beyond_their_limit_and_not_before() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have promtool: `deploy/dev/setup.sh testing`");
-        eprintln!("NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it");
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    std::fs::write(temp.path().join("rules.yml"), all_rules()).unwrap();
+    let Some(temp) = with_rules() else { return };
     let api = |within: &'static str| ("api_latency_seconds_bucket{instance=\"a\",le=\"0.5\"}", within);
     let (calls, task) = ("api_latency_seconds_count{instance=\"a\"}", "task_duration_seconds");
     let (task_sum, task_count) =
