@@ -34,6 +34,9 @@ pub struct Scenario {
     /// Clients that append to registers and read them.
     #[serde(default = "default_register_clients")]
     pub register_clients: u64,
+    /// How long workers take for what takes long, in milliseconds: from, to. Its time is up after 1,200.
+    #[serde(default = "default_slow_task")]
+    pub slow_task_ms: (u64, u64),
     /// Clients that start sessions and wait for their ends.
     #[serde(default = "default_session_clients")]
     pub session_clients: u64,
@@ -41,6 +44,10 @@ pub struct Scenario {
 
 fn default_rest() -> (u64, u64) {
     (200, 1_000)
+}
+
+fn default_slow_task() -> (u64, u64) {
+    (300, 900)
 }
 
 fn default_register_clients() -> u64 {
@@ -60,6 +67,7 @@ impl Scenario {
             about: String::new(),
             faults,
             rest_ms: default_rest(),
+            slow_task_ms: default_slow_task(),
             register_clients: default_register_clients(),
             session_clients: default_session_clients(),
         }
@@ -84,10 +92,9 @@ impl Scenario {
         };
         let mut scenario: Self = toml::from_str(&text).with_context(|| format!("scenario {of}"))?;
         anyhow::ensure!(!scenario.faults.is_empty(), "scenario {of} has no faults: name at least one");
-        anyhow::ensure!(
-            scenario.rest_ms.0 < scenario.rest_ms.1,
-            "scenario {of}: rest_ms goes from less to more"
-        );
+        for (name, (from, to)) in [("rest_ms", scenario.rest_ms), ("slow_task_ms", scenario.slow_task_ms)] {
+            anyhow::ensure!(from < to, "scenario {of}: {name} goes from less to more");
+        }
         scenario.name = name;
         Ok(scenario)
     }

@@ -18,7 +18,8 @@ use engine::{Engine, Workers, workers::Patience};
 use ids::{NodeId, RegionId, SessionId, ShardId};
 use machine::{Command, Definition, Outcome};
 use providers::{
-    CallFuture, Completion, Link, Prices, Provider, ProviderOptions, Redactor, Request, Router, RouterOptions,
+    BreakerOptions, CallFuture, Completion, Link, Prices, Provider, ProviderOptions, Redactor, Request,
+    Router, RouterOptions,
 };
 use storage::Identity;
 use tokio::{
@@ -85,16 +86,17 @@ impl Local {
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let node = Node::start(options, TcpListener::bind(("127.0.0.1", 0))?, Arc::clone(&clock)).await?;
-        let provider = ProviderOptions { provider: Arc::new(AtOnce), concurrency: 4096 };
+        let provider = ProviderOptions {
+            provider: Arc::new(AtOnce),
+            concurrency: 4096,
+            breaker: BreakerOptions::default(),
+        };
         let link = Link { provider: "at-once".into(), model: "m".into() };
         let router = Arc::new(Router::new(
             BTreeMap::from([("at-once".to_owned(), provider)]),
             RouterOptions {
                 roles: BTreeMap::from([("default".to_owned(), vec![link])]),
                 prices: Prices::default(),
-                breaker_threshold: 5,
-                breaker_window: Duration::from_secs(60),
-                breaker_rest: Duration::from_secs(60),
                 redactor: Redactor::default(),
             },
         )?);

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
+use providers::simulated::{self, Outage};
 use rand::{
     Rng as _, SeedableRng as _,
     rngs::StdRng,
@@ -13,7 +14,7 @@ use testkit::Cluster;
 use tokio::time::Instant;
 
 use super::{Options, disk, load::Load, network, releases::Releases};
-use crate::site::Shared;
+use crate::{crash::counts, site::Shared};
 
 /// Shards of the clusters under test.
 const SHARDS: u16 = 4;
@@ -69,6 +70,8 @@ pub enum Fault {
     SlowDisk,
     /// The wall clock of a node jumps by 10 s to 2 h, forth or back, and later back again.
     ClockJump,
+    /// The vendor refuses every call, or answers none.
+    VendorOutage,
     /// SIGTERM a node, and start it with the other release: the one before this one, with which all begin, or this one.
     /// In the end all run this one, and its feature level is finalized.
     OtherRelease,
@@ -94,6 +97,7 @@ pub(super) async fn inject(
     load: &Load,
     options: &Options,
     site: &Shared,
+    vendor: &simulated::Server,
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
@@ -113,6 +117,7 @@ pub(super) async fn inject(
         let from = load.history.now();
         let injected = match (&mut releases, fault) {
             (Some(releases), Fault::OtherRelease) => releases.switch(cluster, &mut random, load).await,
+            (_, Fault::VendorOutage) => vendor_outage(vendor, &mut random).await,
             _ => inject_one(cluster, fault, &mut random, load, site).await,
         };
         load.note(fault, from);
@@ -125,6 +130,17 @@ pub(super) async fn inject(
         load.note(Fault::OtherRelease, from);
     }
     Ok(fired)
+}
+
+/// Calls fail until the vendor is back; steps wait for it.
+async fn vendor_outage(vendor: &simulated::Server, random: &mut StdRng) -> anyhow::Result<()> {
+    let hit = async || counts(vendor).await.map(|counts| counts.errors + counts.hangs);
+    let before = hit().await?;
+    vendor.set_outage(Some(if random.random_bool(0.5) { Outage::Refuses } else { Outage::Hangs }));
+    rest(random, 2_000..6_000).await;
+    vendor.set_outage(None);
+    anyhow::ensure!(hit().await? > before, "nobody called the vendor while it was out of order");
+    Ok(())
 }
 
 pub(super) async fn rest(random: &mut StdRng, range: std::ops::Range<u64>) {

@@ -175,8 +175,9 @@ impl Load {
     }
 
     /// Workers, until they are dropped: what was acknowledged needs them to the end.
-    pub(super) fn employ(self: Arc<Self>) -> JoinSet<()> {
-        (0..WORKERS).map(|worker| Arc::clone(&self).work(worker)).collect()
+    pub(super) fn employ(self: Arc<Self>, scenario: &Scenario) -> JoinSet<()> {
+        let (from, to) = scenario.slow_task_ms;
+        (0..WORKERS).map(|worker| Arc::clone(&self).work(worker, from..to)).collect()
     }
 
     pub(super) fn stop(&self) {
@@ -258,7 +259,7 @@ impl Load {
     }
 
     /// Does the tasks of sessions, by one worker after another: most are cut off in the middle of what they do.
-    async fn work(self: Arc<Self>, number: u64) {
+    async fn work(self: Arc<Self>, number: u64, slow_ms: std::ops::Range<u64>) {
         let mut random = StdRng::seed_from_u64(self.seed ^ (1_000 + number));
         loop {
             let options = worker::Options {
@@ -269,7 +270,7 @@ impl Load {
                 ca: None,
                 token: self.token.clone(),
             };
-            let (quick, slow) = (random.random_range(1..80), random.random_range(300..900));
+            let (quick, slow) = (random.random_range(1..80), random.random_range(slow_ms.clone()));
             let answer = move |task: worker::Task| async move {
                 // Every attempt at some tasks takes long, so that answers which come late find the next one at work.
                 let is_slow = task.session.bytes().last().is_some_and(|last| last % 4 == 0);

@@ -102,17 +102,21 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         address.set_ip(network.here().into());
     }
     let vendor = simulated::serve(address, behaviour, Vec::new()).await?;
-    let config = site.configure(&node_config(&[vendor.base_url()], 5_000));
+    let mut config = node_config(&[vendor.base_url()], 5_000);
+    if wants(|kind| kind == Fault::VendorOutage) {
+        config.push_str("circuit_rest_seconds = 1\n");
+    }
+    let config = site.configure(&config);
     let site = Shared::new(site);
     let hosts = Box::new(site.clone());
     let mut cluster = Cluster::start_on(hosts, temp.path(), options.nodes, &config).await?;
     let load = Arc::new(Load::begin(Target::of(&cluster), options.seed).await?);
-    let _workers = Arc::clone(&load).employ();
+    let _workers = Arc::clone(&load).employ(&options.scenario);
     let clients = Arc::clone(&load).run(&options.scenario);
     let watched = Arc::new(Watched::default());
     let (looked_at, noted) = (Arc::clone(&load), Arc::clone(&watched));
     let watching = tokio::spawn(async move { watch::watch(&looked_at, &noted).await });
-    let injected = faults::inject(&mut cluster, &load, options, &site).await;
+    let injected = faults::inject(&mut cluster, &load, options, &site, &vendor).await;
     load.stop();
     for client in clients {
         client.await?;

@@ -49,6 +49,8 @@ enum Command {
     Audit(commands::audit::Command),
     /// Writes sessions with all their events to standard output, one JSON object a line.
     Export(commands::audit::ExportArgs),
+    /// Makes sessions of what `export` wrote, each with an id of its own, which go on where those were.
+    Import(commands::audit::ImportArgs),
     /// Looks at the workers outside the cluster, and at the queues that they serve.
     #[command(subcommand)]
     Workers(commands::workers::Command),
@@ -129,6 +131,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workflows(command) => commands::workflows::run(command).await,
         Command::Audit(command) => commands::audit::run(command).await,
         Command::Export(args) => commands::audit::export(args).await,
+        Command::Import(args) => commands::audit::import(args).await,
         Command::Workers(command) => commands::workers::run(command).await,
         Command::RunWorker(args) => commands::workers::run_worker(args).await,
         Command::Cluster(command) => commands::cluster::run(command).await,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus::{Clock, Group, ProposeError};
 use ids::{ScopeId, TRACE_LABEL, Timestamp, TraceContext};
 use machine::{
-    Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Read as _, Refusal, Report,
+    Command, EventData, Failure, FailureClass, Node, NodeKind, Outcome, Pause, Read as _, Refusal, Report,
     Resolution, ResolveStep, StepDetail, StepRow, StepStatus, Work, limits,
 };
 use providers::{Request, Router};
@@ -22,6 +22,8 @@ use crate::{
 
 /// How long to wait before an outcome is proposed again.
 const REPROPOSE_PAUSE: Duration = Duration::from_millis(50);
+/// The feature level at which a failure may say when to come back.
+const PAUSES_SINCE_MACHINE_VERSION: u32 = 2;
 const REDISPATCH_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Job {
@@ -72,7 +74,14 @@ impl Job {
     }
 
     pub(crate) fn failed(&self, failure: Failure) -> Resolution {
-        Resolution::Failed { failure, random: rand::random_range(0..=1000) }
+        self.failed_for_now(failure, Pause::default())
+    }
+
+    fn failed_for_now(&self, failure: Failure, pause: Pause) -> Resolution {
+        // Replicas of an older release would not wait.
+        let known = self.group.view().shard().machine_version >= PAUSES_SINCE_MACHINE_VERSION;
+        let pause = if known { pause } else { Pause::default() };
+        Resolution::Failed { failure, random: rand::random_range(0..=1000), pause }
     }
 
     fn plan(&self) -> Result<Plan, Failure> {
@@ -205,7 +214,10 @@ impl Job {
                     Err(failure) => self.failed(failure),
                 }
             }
-            Err(failure) => self.failed(failure),
+            Err(failure) => {
+                let wait_ms = u32::try_from(answer.retry_after.as_millis()).unwrap_or(u32::MAX);
+                self.failed_for_now(failure, Pause { wait_ms, untried: !answer.asked })
+            }
         };
         (resolution, Some(answer.report))
     }

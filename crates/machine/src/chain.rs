@@ -136,6 +136,12 @@ impl Hash {
                 self.option(report.as_ref(), |hash, report| hash.report(report));
                 self.option(*retry_at, Self::time);
             }
+            EventData::StepDeferred { attempt, dispatch, failure, until } => {
+                self.number(u64::from(attempt.0));
+                self.number(u64::from(dispatch.0));
+                self.failure(failure);
+                self.time(*until);
+            }
             EventData::BranchChosen { case } => self.option(*case, |hash, case| hash.number(u64::from(case))),
             EventData::MapExpanded { count: number }
             | EventData::IterationStarted { iteration: number }
@@ -157,6 +163,12 @@ impl Hash {
             EventData::SessionCompleted { usage } => self.usage(usage),
             EventData::SessionFailed { failure } => self.failure(failure),
             EventData::SessionCanceled { reason } => self.text(reason),
+            EventData::SessionImported { origin, events } => {
+                self.number(origin.region().0.into());
+                self.number(origin.shard().0.into());
+                self.raw(&origin.unique().to_be_bytes());
+                self.number(*events);
+            }
             EventData::StepSkipped | EventData::Forked | EventData::SessionRetried => {}
         }
     }

@@ -1,10 +1,10 @@
 //! Commands: requests in the log.
 
-use alloc::{string::String, sync::Arc, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 
 use ids::{Digest, Dispatch, Position, SessionId, StepId, Timestamp};
 
-use crate::{AlertState, Definition, Durability, Failure, SessionLimits, Value};
+use crate::{AlertState, Definition, Durability, Event, Failure, SessionLimits, Value};
 
 /// A command and the shard's time at which it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +66,15 @@ pub enum Command {
     Retry {
         /// The session.
         session: SessionId,
+    },
+    /// Makes a session of another one's events, which goes on where they end; since feature level 2.
+    ImportSession {
+        /// Minted at the edge, so that a repeated import is the same import.
+        session: SessionId,
+        /// Who it belongs to.
+        tenant: String,
+        /// What the other one went through.
+        history: Arc<History>,
     },
     /// Fires the timers that are due.
     FireTimers,
@@ -144,6 +153,21 @@ pub struct Idempotency {
     pub fingerprint: Digest,
 }
 
+/// What a session went through, from which it can be made again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    /// The session.
+    pub origin: SessionId,
+    /// Searchable marks.
+    pub labels: Vec<(String, String)>,
+    /// What it might spend when it began.
+    pub limits: SessionLimits,
+    /// Its events, from the first on.
+    pub events: Vec<Event>,
+    /// The lists of its maps.
+    pub items: BTreeMap<StepId, Vec<Value>>,
+}
+
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolveStep {
@@ -172,6 +196,8 @@ pub enum Resolution {
         failure: Failure,
         /// The random number.
         random: u16,
+        /// What whoever was asked said of when to come back; since feature level 2.
+        pause: Pause,
     },
     /// Its condition does not hold: it does not run.
     Skipped,
@@ -183,6 +209,15 @@ pub enum Resolution {
     Items(Vec<Value>),
     /// Whether a loop runs (again).
     Again(bool),
+}
+
+/// When a failed attempt may be followed by the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pause {
+    /// Milliseconds until then, at least; at most [`crate::limits::PAUSE_MS_MAX`] count.
+    pub wait_ms: u32,
+    /// Nobody was asked: it does not count as an attempt.
+    pub untried: bool,
 }
 
 /// What an agent's step took.

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use ids::{Attempt, Digest, Dispatch, Seq, StepId, Timestamp};
+use ids::{Attempt, Digest, Dispatch, Seq, SessionId, StepId, Timestamp};
 
 use crate::{Report, Usage, Value};
 
@@ -60,6 +60,17 @@ pub enum EventData {
         report: Option<Report>,
         /// When it is tried again; `None` if it is not.
         retry_at: Option<Timestamp>,
+    },
+    /// An attempt was put off: whoever is to be asked rests. It does not count.
+    StepDeferred {
+        /// The attempt.
+        attempt: Attempt,
+        /// The dispatch.
+        dispatch: Dispatch,
+        /// Why.
+        failure: Failure,
+        /// Until when.
+        until: Timestamp,
     },
     /// A step's condition did not hold.
     StepSkipped,
@@ -137,6 +148,13 @@ pub enum EventData {
     },
     /// A failed session goes on.
     SessionRetried,
+    /// What is before this happened in another session; what comes after it, in this one.
+    SessionImported {
+        /// The other one.
+        origin: SessionId,
+        /// How many of its events were taken over; what the command of the last one did besides was done again.
+        events: u64,
+    },
 }
 
 /// Why an attempt, a step or a session failed.
@@ -185,6 +203,7 @@ impl EventData {
             Self::SessionStarted { .. } => "session_started",
             Self::StepCompleted { .. } => "step_completed",
             Self::StepFailed { .. } => "step_failed",
+            Self::StepDeferred { .. } => "step_deferred",
             Self::StepSkipped => "step_skipped",
             Self::BranchChosen { .. } => "branch_chosen",
             Self::Forked => "forked",
@@ -200,6 +219,7 @@ impl EventData {
             Self::SessionFailed { .. } => "session_failed",
             Self::SessionCanceled { .. } => "session_canceled",
             Self::SessionRetried => "session_retried",
+            Self::SessionImported { .. } => "session_imported",
         }
     }
 

@@ -23,20 +23,22 @@ mod definition;
 mod event;
 pub mod limits;
 mod outcome;
+mod replay;
 mod row;
 mod tables;
 
 pub use apply::{apply, pending_effects};
 pub use chain::{chain, event_digest};
 pub use command::{
-    AlertChange, Approval, Call, Command, Decision, Idempotency, Input, Report, Resolution, ResolveStep,
-    StartSession, Usage,
+    AlertChange, Approval, Call, Command, Decision, History, Idempotency, Input, Pause, Report, Resolution,
+    ResolveStep, StartSession, Usage,
 };
 pub use definition::{
     Backoff, Block, Case, Definition, Invalid, Node, NodeKind, OnFailure, Recover, Retry, SessionLimits, Wait,
 };
 pub use event::{Event, EventData, Failure, FailureClass};
 pub use outcome::{Effect, Outcome, Output, Refusal, Work};
+pub use replay::{Diverged, limits_at_start, replay};
 pub use row::{
     AlertRow, AlertState, Durability, IdempotencyRow, OutputRef, PendingRow, ScopeKind, ScopeRow,
     SessionError, SessionRow, SessionStatus, ShardRow, Spent, StepDetail, StepRow, StepStatus, WorkflowRow,
@@ -51,7 +53,7 @@ pub type Value = bytes::Bytes;
 /// differently, or could not read, is asked for only once they are.
 ///
 /// - 1: release 0.1.
-/// - 2: release 0.2: `Finalize`, `Alert`.
+/// - 2: release 0.2: `Finalize`, `Alert`, `ImportSession`, pauses of failures.
 pub const MACHINE_VERSION: u32 = 2;
 /// The rules that a new shard begins with.
 pub const MACHINE_VERSION_FIRST: u32 = 1;

@@ -37,6 +37,15 @@ pub const REDISPATCH_PER_COMMAND: usize = 1_024;
 /// Rows removed by one firing of a session's retention timer.
 pub const SWEEP_ROWS_PER_COMMAND: usize = 1_024;
 
+/// Events of a session that is imported or forked. They are applied again in one command.
+pub const IMPORT_EVENTS_MAX: usize = 10_000;
+
+/// Bytes of such a session, as it is encoded.
+pub const IMPORT_BYTES_MAX: usize = 4 << 20;
+
+/// The longest pause between two attempts that a vendor can ask for, in milliseconds.
+pub const PAUSE_MS_MAX: u32 = 3_600_000;
+
 /// Bytes kept of an error message.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 

@@ -79,6 +79,8 @@ pub enum Refusal {
         /// The limit.
         limit: u64,
     },
+    /// The event of this number is not what comes of those before it.
+    NotReplayable(Seq),
     /// Too many signals wait for a step to ask for them.
     SignalsFull,
 }

@@ -33,6 +33,8 @@ pub enum Kind {
     Outcome = 8,
     /// What a node has measured in a stretch of time.
     Measured = 9,
+    /// What a session went through, as it is exported.
+    History = 10,
 }
 
 /// Why bytes are not a record.

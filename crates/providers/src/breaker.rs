@@ -4,13 +4,33 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// After `threshold` failures within `window`, calls are refused for `rest`; then one call is let through, and
+/// How long a call is to wait while another one decides.
+const PROBE_PAUSE: Duration = Duration::from_secs(5);
+
+/// When a breaker opens, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerOptions {
+    /// So many failures
+    pub threshold: usize,
+    /// within this time open it,
+    pub window: Duration,
+    /// and for this time it refuses calls.
+    pub rest: Duration,
+}
+
+impl Default for BreakerOptions {
+    /// Five failures in a minute; a minute's rest.
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { threshold: 5, window: minute, rest: minute }
+    }
+}
+
+/// After some failures within a window of time, calls are refused for a while; then one call is let through, and
 /// decides.
 #[derive(Debug)]
 pub struct Breaker {
-    threshold: usize,
-    window: Duration,
-    rest: Duration,
+    options: BreakerOptions,
     state: State,
 }
 
@@ -47,20 +67,24 @@ impl BreakerState {
 impl Breaker {
     /// A closed breaker.
     #[must_use]
-    pub fn new(threshold: usize, window: Duration, rest: Duration) -> Self {
-        Self { threshold, window, rest, state: State::Closed { failures: VecDeque::new() } }
+    pub fn new(options: BreakerOptions) -> Self {
+        Self { options, state: State::Closed { failures: VecDeque::new() } }
     }
 
     /// Whether a call may go through now. A call that was let through reports how it went.
-    pub fn admit(&mut self, now: Instant) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// It may not: after so long it may be worth asking again.
+    pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         match self.state {
-            State::Closed { .. } => true,
-            State::Open { until } if now < until => false,
+            State::Closed { .. } => Ok(()),
+            State::Open { until } if now < until => Err(until - now),
             // A probe that never reports back must not keep the breaker open for ever.
-            State::HalfOpen { probe_until } if now < probe_until => false,
+            State::HalfOpen { probe_until } if now < probe_until => Err((probe_until - now).min(PROBE_PAUSE)),
             State::Open { .. } | State::HalfOpen { .. } => {
-                self.state = State::HalfOpen { probe_until: now + self.rest };
-                true
+                self.state = State::HalfOpen { probe_until: now + self.options.rest };
+                Ok(())
             }
         }
     }
@@ -75,14 +99,14 @@ impl Breaker {
         match &mut self.state {
             State::Closed { failures } => {
                 failures.push_back(now);
-                while failures.front().is_some_and(|first| now - *first > self.window) {
+                while failures.front().is_some_and(|first| now - *first > self.options.window) {
                     failures.pop_front();
                 }
-                if failures.len() >= self.threshold {
-                    self.state = State::Open { until: now + self.rest };
+                if failures.len() >= self.options.threshold {
+                    self.state = State::Open { until: now + self.options.rest };
                 }
             }
-            State::HalfOpen { .. } => self.state = State::Open { until: now + self.rest },
+            State::HalfOpen { .. } => self.state = State::Open { until: now + self.options.rest },
             State::Open { .. } => {}
         }
     }
@@ -107,23 +131,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_opens_probes_and_closes() {
         let start = Instant::now();
-        let mut breaker = Breaker::new(5, 60 * SECOND, 60 * SECOND);
+        let mut breaker = Breaker::new(BreakerOptions::default());
         for second in 0..4 {
             breaker.failed(start + second * SECOND);
         }
-        assert!(breaker.admit(start + 4 * SECOND));
+        assert!(breaker.admit(start + 4 * SECOND).is_ok());
         // The first failure has left the window.
         breaker.failed(start + 61 * SECOND);
-        assert!(breaker.admit(start + 61 * SECOND));
+        assert!(breaker.admit(start + 61 * SECOND).is_ok());
         breaker.failed(start + 61 * SECOND);
-        assert!(!breaker.admit(start + 61 * SECOND));
+        assert_eq!(breaker.admit(start + 61 * SECOND), Err(60 * SECOND));
         assert_eq!(breaker.state(start + 62 * SECOND), BreakerState::Open);
         let later = start + 122 * SECOND;
-        assert!(breaker.admit(later), "one probe");
-        assert!(!breaker.admit(later), "only one probe");
+        assert!(breaker.admit(later).is_ok(), "one probe");
+        assert_eq!(breaker.admit(later), Err(PROBE_PAUSE), "only one probe");
         breaker.failed(later);
-        assert!(!breaker.admit(later + SECOND));
-        assert!(breaker.admit(later + 61 * SECOND));
+        assert!(breaker.admit(later + SECOND).is_err());
+        assert!(breaker.admit(later + 61 * SECOND).is_ok());
         breaker.succeeded();
         assert_eq!(breaker.state(later + 61 * SECOND), BreakerState::Closed);
     }

@@ -12,7 +12,7 @@ use genai::{
     chat::{ChatMessage, ChatOptions, ChatRequest, ChatResponseFormat, ChatStreamEvent, JsonSpec},
     resolver::{AuthData, Endpoint, ServiceTargetResolver},
 };
-use reqwest::StatusCode;
+use reqwest::{StatusCode, header::HeaderMap};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{CallError, CallFuture, Completion, Provider, Redactor, Request, Secret};
@@ -216,7 +216,8 @@ fn classify(error: &genai::Error) -> CallError {
         return by_code(body, &body.to_string(), None);
     }
     if let Some((status, body)) = status_and_body(error) {
-        return by_status(status, body);
+        let retry_after = error.headers().and_then(retry_after);
+        return CallError { retry_after, ..by_status(status, body) };
     }
     match error {
         genai::Error::Resolver { resolver_error, .. } => {
@@ -243,6 +244,13 @@ fn status_and_body(error: &genai::Error) -> Option<(StatusCode, &str)> {
         }
         _ => None,
     }
+}
+
+/// When to come back: seconds, as RFC 9110 (10.2.3) has them beside a date, or what vendors add for milliseconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1_000.0).or_else(|| number("retry-after"))?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 fn by_status(status: StatusCode, body: &str) -> CallError {

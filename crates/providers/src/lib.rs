@@ -18,7 +18,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use machine::FailureClass;
 
-pub use breaker::{Breaker, BreakerState};
+pub use breaker::{Breaker, BreakerOptions, BreakerState};
 pub use http::{HttpOptions, HttpProvider, Wire};
 pub use prices::{Price, Prices};
 pub use router::{Answer, Link, ProviderOptions, ProviderStatus, Router, RouterError, RouterOptions};

@@ -6,10 +6,15 @@ use machine::{Call, Failure, FailureClass, Report};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{Breaker, BreakerState, CallError, Completion, Prices, Provider, Redactor, Request};
+use crate::{
+    Breaker, BreakerOptions, BreakerState, CallError, Completion, Prices, Provider, Redactor, Request,
+};
 
 /// The role whose chain serves roles without one.
 const DEFAULT_ROLE: &str = "default";
+
+/// A call that was not made, as the provider rests.
+const CIRCUIT_OPEN: &str = "circuit_open";
 
 /// How a router works.
 #[derive(Debug)]
@@ -18,12 +23,6 @@ pub struct RouterOptions {
     pub roles: BTreeMap<String, Vec<Link>>,
     /// What models cost.
     pub prices: Prices,
-    /// Failures within `breaker_window` that open a breaker.
-    pub breaker_threshold: usize,
-    /// Over which failures count.
-    pub breaker_window: Duration,
-    /// How long an open breaker refuses.
-    pub breaker_rest: Duration,
     /// Takes secrets out of messages.
     pub redactor: Redactor,
 }
@@ -44,6 +43,8 @@ pub struct ProviderOptions {
     pub provider: Arc<dyn Provider>,
     /// Calls at once.
     pub concurrency: usize,
+    /// When it rests.
+    pub breaker: BreakerOptions,
 }
 
 /// What came of a question.
@@ -51,6 +52,11 @@ pub struct ProviderOptions {
 pub struct Answer {
     /// The answer, or why there is none.
     pub result: Result<Completion, Failure>,
+    /// When it may be worth asking again: when the first of those that may recover said, and at once if one said
+    /// nothing.
+    pub retry_after: Duration,
+    /// Whether any provider was asked: none is while all rest.
+    pub asked: bool,
     /// What it took.
     pub report: Report,
 }
@@ -122,12 +128,13 @@ impl Router {
                 });
             }
         }
-        let providers = providers.into_iter().map(|(name, ProviderOptions { provider, concurrency })| {
-            let breaker =
-                Breaker::new(options.breaker_threshold, options.breaker_window, options.breaker_rest);
-            let permits = Semaphore::new(concurrency);
-            (name, Entry { provider, permits, concurrency, breaker: Mutex::new(breaker) })
-        });
+        let entry = |ProviderOptions { provider, concurrency, breaker }| Entry {
+            provider,
+            permits: Semaphore::new(concurrency),
+            concurrency,
+            breaker: Mutex::new(Breaker::new(breaker)),
+        };
+        let providers = providers.into_iter().map(|(name, options)| (name, entry(options)));
         Ok(Self { providers: providers.collect(), options })
     }
 
@@ -160,7 +167,7 @@ impl Router {
     pub async fn ask(&self, role: &str, mut request: Request, deadline: Option<Instant>) -> Answer {
         let mut report = Report::default();
         let mut last: Option<CallError> = None;
-        let mut transient = false;
+        let (mut asked, mut retry_after) = (false, None::<Duration>);
         let chain = self.options.roles.get(role).or_else(|| self.options.roles.get(DEFAULT_ROLE));
         for link in chain.into_iter().flatten() {
             let Some(entry) = self.providers.get(&link.provider) else { continue };
@@ -186,11 +193,20 @@ impl Router {
                     report.model.clone_from(&link.model);
                     report.simulated = entry.provider.is_simulated();
                     report.usage = self.options.prices.usage(&link.provider, &link.model, &completion);
-                    return Answer { result: Ok(completion), report };
+                    return Answer {
+                        result: Ok(completion),
+                        retry_after: Duration::ZERO,
+                        asked: true,
+                        report,
+                    };
                 }
                 Err(mut error) => {
                     error.message = self.options.redactor.redact(&error.message);
-                    transient |= error.class == FailureClass::Transient;
+                    asked |= error.code != CIRCUIT_OPEN;
+                    if error.class == FailureClass::Transient {
+                        let wait = error.retry_after.unwrap_or_default();
+                        retry_after = Some(retry_after.map_or(wait, |least| least.min(wait)));
+                    }
                     tracing::info!(provider = %link.provider, code = error.code, message = %error.message, "call failed");
                     call.failure = Some(Failure::new(error.class, error.code, error.message.clone()));
                     report.calls.push(call);
@@ -201,14 +217,16 @@ impl Router {
         let failure = match last {
             Some(error) => {
                 // The last error speaks for the chain; it is tried again if any link may recover.
-                let class = if transient { FailureClass::Transient } else { error.class };
+                let class = if retry_after.is_some() { FailureClass::Transient } else { error.class };
                 Failure::new(class, error.code, error.message)
             }
             None => {
                 Failure::new(FailureClass::Permanent, "no_provider", format!("no provider for role `{role}`"))
             }
         };
-        Answer { result: Err(failure), report }
+        // A chain without links is no matter of time.
+        let asked = asked || retry_after.is_none();
+        Answer { result: Err(failure), retry_after: retry_after.unwrap_or_default(), asked, report }
     }
 }
 
@@ -216,12 +234,9 @@ impl Entry {
     async fn call(&self, request: &Request) -> Result<Completion, CallError> {
         let _permit =
             self.permits.acquire().await.map_err(|_| CallError::transient("stopped", "stopped", false))?;
-        if !self.breaker.lock().admit(Instant::now()) {
-            return Err(CallError::transient(
-                "circuit_open",
-                "the provider failed repeatedly; it rests",
-                false,
-            ));
+        if let Err(wait) = self.breaker.lock().admit(Instant::now()) {
+            let error = CallError::transient(CIRCUIT_OPEN, "the provider failed repeatedly; it rests", false);
+            return Err(CallError { retry_after: Some(wait), ..error });
         }
         let result = self.provider.complete(request).await;
         let mut breaker = self.breaker.lock();

@@ -100,6 +100,10 @@ impl From<Refusal> for ApiError {
             Refusal::TooLarge { what, limit } => {
                 Self::new(TOO_LARGE, format!("{what} is over its limit of {limit}"))
             }
+            Refusal::NotReplayable(seq) => Self::invalid(format!(
+                "history: event {} is not what comes of those before it by the rules of this release",
+                seq.0
+            )),
             Refusal::SignalsFull => {
                 Self::new(SIGNALS_FULL, "too many signals wait for a step to ask for them")
             }

@@ -14,8 +14,8 @@ use engine::{Engine, Workers, workers::Patience};
 use futures_util::future::Either;
 use ids::{RegionId, ShardId};
 use providers::{
-    HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router, RouterOptions, Secret,
-    Wire, simulated,
+    BreakerOptions, HttpOptions, HttpProvider, Link, Price, Prices, ProviderOptions, Redactor, Router,
+    RouterOptions, Secret, Wire, simulated,
 };
 use storage::{Directory, Identity};
 use tls::{Incoming, Tls, Whom};
@@ -461,6 +461,9 @@ fn make_router(
                 connect_timeout_ms: 2_000,
                 first_token_timeout_ms: 10_000,
                 idle_timeout_ms: 5_000,
+                circuit_failures: config::default_circuit_failures(),
+                circuit_window_seconds: config::default_circuit_seconds(),
+                circuit_rest_seconds: config::default_circuit_seconds(),
                 simulated: true,
             },
         );
@@ -482,7 +485,13 @@ fn make_router(
         };
         let http = HttpProvider::new(options, redactor.clone())
             .map_err(|error| StartError::Secret(format!("providers.{name}: {error}")))?;
-        made.insert(name, ProviderOptions { provider: Arc::new(http), concurrency: provider.concurrency });
+        let breaker = BreakerOptions {
+            threshold: provider.circuit_failures,
+            window: Duration::from_secs(provider.circuit_window_seconds),
+            rest: Duration::from_secs(provider.circuit_rest_seconds),
+        };
+        let (provider, concurrency) = (Arc::new(http), provider.concurrency);
+        made.insert(name, ProviderOptions { provider, concurrency, breaker });
     }
     let chains = roles.into_iter().map(|(role, chain)| {
         let links = chain.iter().filter_map(|link| link.split_once('/'));
@@ -492,9 +501,6 @@ fn make_router(
     let options = RouterOptions {
         roles: chains.collect(),
         prices: Prices(config.prices.iter().map(|(name, price)| (name.clone(), to_price(*price))).collect()),
-        breaker_threshold: 5,
-        breaker_window: Duration::from_secs(60),
-        breaker_rest: Duration::from_secs(60),
         redactor,
     };
     Router::new(made, options).map_err(|error| StartError::Config(config::Error::Invalid(error.to_string())))

@@ -1,6 +1,10 @@
-//! `audit` and `export`.
+//! `audit`, `export` and `import`.
 
-use std::process::ExitCode;
+use std::{
+    io::{BufRead, BufReader, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -27,6 +31,14 @@ pub(crate) enum Command {
 pub(crate) struct ExportArgs {
     /// The sessions; all if none is named.
     ids: Vec<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// What `export` wrote; `-` for standard input.
+    file: PathBuf,
     #[command(flatten)]
     remote: Remote,
 }
@@ -71,7 +83,40 @@ pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
             events.extend(found);
         }
         session["events"] = events.into();
+        session["export"] = match client.get(&format!("/v1/sessions/{id}/history")).await {
+            Ok(history) => history,
+            Err(error) => {
+                // A closed standard error keeps nobody from exporting.
+                let _ = writeln!(std::io::stderr(), "{id} can be read, but not imported: {error:#}");
+                Value::Null
+            }
+        };
         line(session);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Imports one session after another. What came before one that is refused is there.
+pub(crate) async fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
+    let client = args.remote.client()?;
+    let name = args.file.display().to_string();
+    let input: Box<dyn BufRead> = if name == "-" {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(std::fs::File::open(&args.file).with_context(|| name.clone())?))
+    };
+    for (number, read) in (1..).zip(input.lines()) {
+        let place = || format!("{name}: line {number}");
+        let session: Value = serde_json::from_str(&read.with_context(place)?).with_context(place)?;
+        let export = session.get("export").filter(|export| export.is_object());
+        let export = export.with_context(|| format!("{}: there is no `export` to import", place()))?;
+        let imported = client.post("/v1/sessions/import", export).await.with_context(place)?;
+        match args.remote.output {
+            Format::Json => json(&imported),
+            Format::Table | Format::Markdown => {
+                line(format!("{} -> {}", text(&session["id"]), text(&imported["id"])));
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

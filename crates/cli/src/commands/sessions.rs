@@ -89,6 +89,16 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Makes a session that goes on where this one was after an event, with everything that was done until then.
+    Fork {
+        /// The session.
+        id: String,
+        /// The number of the last event that is taken over; the last one if it is not given.
+        #[arg(long)]
+        at: Option<u64>,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Runs the failed steps of a failed session again.
     Retry {
         /// The session.
@@ -131,6 +141,14 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Cancel { id, reason, remote } => {
             remote.client()?.post(&format!("/v1/sessions/{id}/cancel"), &json!({"reason": reason})).await?;
+        }
+        Command::Fork { id, at, remote } => {
+            let forked =
+                remote.client()?.post(&format!("/v1/sessions/{id}/fork"), &json!({"at": at})).await?;
+            match remote.output {
+                Format::Json => print_json(&forked),
+                Format::Table | Format::Markdown => line(text(&forked["id"])),
+            }
         }
         Command::Retry { id, remote } => {
             remote.client()?.post(&format!("/v1/sessions/{id}/retry"), &json!({})).await?;

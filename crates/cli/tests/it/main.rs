@@ -12,6 +12,7 @@ mod equality;
 mod fixture;
 mod fixtures;
 mod grpc;
+mod history;
 mod returning;
 mod secrets;
 mod sla;

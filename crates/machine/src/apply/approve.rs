@@ -6,8 +6,8 @@ use ids::{SessionId, StepId, Timestamp};
 
 use super::{Result, check_value, run::Run};
 use crate::{
-    Approval, Decision, Effect, EventData, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, Refusal,
-    StepStatus, Tables, Wait,
+    Approval, Decision, Effect, EventData, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, Pause,
+    Refusal, StepStatus, Tables, Wait,
 };
 
 pub(super) fn approve<T: Tables>(
@@ -62,6 +62,7 @@ pub(super) fn approve<T: Tables>(
                 row,
                 Failure::new(FailureClass::Permanent, "rejected", message),
                 0,
+                Pause::default(),
                 None,
             );
         }

@@ -6,8 +6,8 @@ use ids::{Attempt, Dispatch, ScopeId, Seq, StepId, Timestamp};
 
 use super::run::Run;
 use crate::{
-    EventData, Failure, FailureClass, Key, NodeKind, OnFailure, PendingRow, Report, Row, ScopeKind,
-    StepDetail, StepRow, StepStatus, Tables, TimerKind,
+    EventData, Failure, FailureClass, Key, NodeKind, OnFailure, Pause, PendingRow, Report, Row, ScopeKind,
+    StepDetail, StepRow, StepStatus, Tables, TimerKind, limits,
 };
 
 impl<T: Tables> Run<'_, T> {
@@ -18,12 +18,22 @@ impl<T: Tables> Run<'_, T> {
         mut row: StepRow,
         failure: Failure,
         random: u16,
+        pause: Pause,
         report: Option<Report>,
     ) {
         self.settle(step, &mut row);
         let retry = self.definition.node(step.node).retry;
+        let wait_ms = u64::from(pause.wait_ms.min(limits::PAUSE_MS_MAX));
+        let next_at = self.now.plus_millis(retry.delay_ms(row.attempt.0, random).max(wait_ms));
+        if failure.class == FailureClass::Transient && pause.untried {
+            let (attempt, dispatch) = (row.attempt, row.dispatch);
+            let deferred = EventData::StepDeferred { attempt, dispatch, failure, until: next_at };
+            row.failed = Some(self.event(Some(step), deferred));
+            self.back_off(step, row, attempt, next_at);
+            return;
+        }
         let again = failure.class == FailureClass::Transient && row.attempt.0 < retry.attempts_max;
-        let retry_at = again.then(|| self.now.plus_millis(retry.delay_ms(row.attempt.0, random)));
+        let retry_at = again.then_some(next_at);
         let seq = self.event(
             Some(step),
             EventData::StepFailed {
@@ -37,7 +47,10 @@ impl<T: Tables> Run<'_, T> {
         );
         row.failed = Some(seq);
         match retry_at {
-            Some(at) => self.back_off(step, row, at),
+            Some(at) => {
+                let next = Attempt(row.attempt.0 + 1);
+                self.back_off(step, row, next, at);
+            }
             None if failure.class == FailureClass::Limit => {
                 row.status = StepStatus::Failed;
                 row.ended_at = Some(self.now);
@@ -48,8 +61,8 @@ impl<T: Tables> Run<'_, T> {
         }
     }
 
-    fn back_off(&mut self, step: StepId, mut row: StepRow, at: Timestamp) {
-        row.attempt = Attempt(row.attempt.0 + 1);
+    fn back_off(&mut self, step: StepId, mut row: StepRow, next: Attempt, at: Timestamp) {
+        row.attempt = next;
         row.dispatch = Dispatch(row.dispatch.0 + 1);
         row.status = StepStatus::Backoff;
         row.timer = Some(at);

@@ -6,6 +6,7 @@ mod catalog;
 mod control;
 mod failure;
 mod finalize;
+mod import;
 mod redispatch;
 mod resolve;
 mod run;
@@ -14,6 +15,9 @@ mod signal;
 mod start;
 mod sweep;
 mod timers;
+
+pub(crate) use import::mark_imported;
+pub(crate) use timers::{end_pause, fire_one};
 
 use alloc::{string::String, vec::Vec};
 
@@ -43,6 +47,9 @@ pub fn apply(tables: &mut impl Tables, input: &Input) -> Output {
         }
         Command::Cancel { session, reason } => control::cancel(tables, now, *session, reason, &mut effects),
         Command::Retry { session } => control::retry(tables, now, *session, &mut effects),
+        Command::ImportSession { session, tenant, history } => {
+            import::import(tables, now, *session, tenant, history, &mut effects)
+        }
         Command::FireTimers => timers::fire(tables, now, &mut effects),
         // Whoever applies the entry looks at the rows; there is nothing to change.
         Command::CheckDigest { .. } => Ok(Outcome::Done),

@@ -6,7 +6,7 @@ use ids::{Dispatch, StepId, Timestamp};
 
 use super::{Result, check_len, check_value, run::Run};
 use crate::{
-    Effect, Failure, FailureClass, NodeKind, Outcome, OutputRef, Refusal, Resolution, ResolveStep,
+    Effect, Failure, FailureClass, NodeKind, Outcome, OutputRef, Pause, Refusal, Resolution, ResolveStep,
     StepDetail, StepRow, StepStatus, Tables, limits,
 };
 
@@ -37,8 +37,8 @@ pub(super) fn resolve<T: Tables>(
         Resolution::Completed(output) => {
             run.complete(*step, row, OutputRef::None, Some(output.clone()), report.clone());
         }
-        Resolution::Failed { failure, random } => {
-            run.attempt_failed(*step, row, failure.clone(), *random, report.clone());
+        Resolution::Failed { failure, random, pause } => {
+            run.attempt_failed(*step, row, failure.clone(), *random, *pause, report.clone());
         }
         Resolution::Skipped => run.skip(*step, row),
         Resolution::Entered => {
@@ -108,7 +108,7 @@ fn repeat<T: Tables>(run: &mut Run<'_, T>, step: StepId, row: StepRow, again: bo
     } else if iteration >= iterations_max {
         let message = alloc::format!("the condition did not hold after {iterations_max} iterations");
         let failure = Failure::new(FailureClass::Permanent, "loop_exhausted", message);
-        run.attempt_failed(step, row, failure, 0, None);
+        run.attempt_failed(step, row, failure, 0, Pause::default(), None);
     } else {
         run.iterate(step, row, block, iteration + 1);
     }

@@ -6,8 +6,8 @@ use ids::{SessionId, StepId, Timestamp};
 
 use super::{Result, run::Run, sweep};
 use crate::{
-    Effect, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, StepStatus, Tables, TimerKind, Wait,
-    limits,
+    Effect, Failure, FailureClass, Key, NodeKind, Outcome, OutputRef, Pause, StepStatus, Tables, TimerKind,
+    Wait, limits,
 };
 
 pub(super) fn fire<T: Tables>(tables: &mut T, now: Timestamp, effects: &mut Vec<Effect>) -> Result {
@@ -18,23 +18,47 @@ pub(super) fn fire<T: Tables>(tables: &mut T, now: Timestamp, effects: &mut Vec<
     for (key, _) in due {
         tables.delete(&key);
         let Key::Timer(_, session, kind) = key else { continue };
-        match kind {
-            TimerKind::Retention => more |= sweep::sweep(tables, now, session),
-            TimerKind::Deadline => {
-                let Ok(mut run) = Run::load(tables, now, session, effects) else { continue };
-                let ms = run.row.limits.duration_ms;
-                let message = alloc::format!("the session did not end within {ms} milliseconds");
-                run.fail_session(None, Failure::new(FailureClass::Limit, "limit_duration", message));
-                run.finish();
-            }
-            TimerKind::Step(step) => {
-                let Ok(mut run) = Run::load(tables, now, session, effects) else { continue };
-                fire_step(&mut run, step);
-                run.finish();
-            }
-        }
+        more |= fire_one(tables, now, session, kind, effects);
     }
     Ok(Outcome::Fired { more })
+}
+
+/// What comes of one timer; whether it is due once more.
+pub(crate) fn fire_one<T: Tables>(
+    tables: &mut T,
+    now: Timestamp,
+    session: SessionId,
+    kind: TimerKind,
+    effects: &mut Vec<Effect>,
+) -> bool {
+    if kind == TimerKind::Retention {
+        return sweep::sweep(tables, now, session);
+    }
+    let Ok(mut run) = Run::load(tables, now, session, effects) else { return false };
+    match kind {
+        TimerKind::Step(step) => fire_step(&mut run, step),
+        TimerKind::Deadline | TimerKind::Retention => {
+            let ms = run.row.limits.duration_ms;
+            let message = alloc::format!("the session did not end within {ms} milliseconds");
+            run.fail_session(None, Failure::new(FailureClass::Limit, "limit_duration", message));
+        }
+    }
+    run.finish();
+    false
+}
+
+/// The pause of a step that is known to have gone on is over.
+pub(crate) fn end_pause<T: Tables>(
+    tables: &mut T,
+    now: Timestamp,
+    (session, step): (SessionId, StepId),
+    effects: &mut Vec<Effect>,
+) {
+    let Ok(mut run) = Run::load(tables, now, session, effects) else { return };
+    let Some(mut row) = run.step(step).filter(|row| row.status == StepStatus::Backoff) else { return };
+    run.settle(step, &mut row);
+    run.send_out(step, row);
+    run.finish();
 }
 
 fn fire_step<T: Tables>(run: &mut Run<'_, T>, step: StepId) {
@@ -53,7 +77,7 @@ fn fire_step<T: Tables>(run: &mut Run<'_, T>, step: StepId) {
             NodeKind::Wait(Wait::Signal { timeout_ms, .. } | Wait::Approval { timeout_ms, .. }) => {
                 let message = alloc::format!("nothing came within {timeout_ms} milliseconds");
                 let failure = Failure::new(FailureClass::Permanent, "wait_timeout", message);
-                run.attempt_failed(step, row, failure, 0, None);
+                run.attempt_failed(step, row, failure, 0, Pause::default(), None);
             }
             _ => {}
         },

@@ -7,10 +7,10 @@ use std::{
 
 use ids::{Digest, RegionId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
-    AlertChange, AlertState, Approval, Command, Decision, Definition, Durability, Effect, Failure,
-    FailureClass, Input, Key, MemoryTables, NodeKind, Outcome, Read as _, Report, Resolution, ResolveStep,
-    Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work, apply, chain,
-    pending_effects,
+    AlertChange, AlertState, Approval, Command, Decision, Definition, Durability, Effect, Event, EventData,
+    Failure, FailureClass, Input, Key, MemoryTables, NodeKind, Outcome, Pause, Read as _, Report, Resolution,
+    ResolveStep, Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work, apply, chain,
+    limits_at_start, pending_effects, replay,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -153,8 +153,11 @@ impl World {
     fn resolve(&self, work: Work, how: u8, stale: bool) -> Command {
         let row = self.tables.session(work.session).unwrap();
         let definition = self.tables.definition(row.definition).unwrap();
-        let fail =
-            |class| Resolution::Failed { failure: Failure::new(class, "x", "x"), random: u16::from(how) * 3 };
+        let fail = |class| Resolution::Failed {
+            failure: Failure::new(class, "x", "x"),
+            random: u16::from(how) * 3,
+            pause: Pause { wait_ms: u32::from(how % 3) * 500, untried: how.is_multiple_of(5) },
+        };
         let node = &definition.nodes[usize::from(work.step.node)];
         let first = self.tables.step(work.session, work.step).unwrap().detail == machine::StepDetail::None;
         let resolution = match how % 8 {
@@ -173,13 +176,18 @@ impl World {
                 NodeKind::Loop { .. } | NodeKind::Fork { .. } | NodeKind::Wait(_) => Resolution::Entered,
             },
         };
+        // Only who was asked reports, and that is in the event of what came of it.
+        let reports = matches!(
+            resolution,
+            Resolution::Completed(_) | Resolution::Failed { pause: Pause { untried: false, .. }, .. }
+        );
         Command::ResolveStep(ResolveStep {
             session: work.session,
             step: work.step,
             dispatch: ids::Dispatch(work.dispatch.0 + u32::from(stale)),
-            started_at: self.now,
+            started_at: Timestamp(self.now.0 - u64::from(how)),
             resolution,
-            report: how.is_multiple_of(4).then(|| Report {
+            report: (reports && how.is_multiple_of(4)).then(|| Report {
                 usage: Usage { tokens_in: 5, tokens_out: 1, cost_microusd: 2 },
                 ..Report::default()
             }),
@@ -267,6 +275,92 @@ impl World {
         assert_eq!(chain(Digest::default(), 0, events), Ok(row.head), "the chain of {id}");
     }
 
+    /// A session can be made again of its events, up to any of them.
+    fn check_replay(&self, id: SessionId, row: &machine::SessionRow) {
+        let rows = self.tables.scan(&Key::Event(id, Seq(0)), &Key::Event(id, row.next_seq), usize::MAX);
+        let events: Vec<Event> = rows
+            .into_iter()
+            .filter_map(|(_, row)| match row {
+                Row::Event(event, _) => Some(event),
+                _ => None,
+            })
+            .collect();
+        if events.len() as u64 != row.next_seq.0 {
+            return;
+        }
+        let items = self.tables.scan(
+            &Key::Item(id, StepId::default(), 0),
+            &Key::Item(id.successor(), StepId::default(), 0),
+            usize::MAX,
+        );
+        let mut lists: BTreeMap<StepId, Vec<Value>> = BTreeMap::new();
+        for (key, row) in items {
+            if let (Key::Item(_, step, _), Row::Item(value)) = (key, row) {
+                lists.entry(step).or_default().push(value);
+            }
+        }
+        let start = |id| {
+            let EventData::SessionStarted { tenant, workflow, definition, input } = events[0].data.clone()
+            else {
+                panic!("{id} does not begin with its start");
+            };
+            StartSession {
+                session: id,
+                tenant,
+                workflow,
+                definition,
+                input,
+                labels: row.labels.clone(),
+                limits: limits_at_start(row, &events),
+                durability: Durability::Local,
+                idempotency: None,
+            }
+        };
+        let definition = self.tables.definition(row.definition).unwrap();
+        let again = session(77);
+        let shown = || {
+            let lines = events.iter().map(|of| format!("{} {:?} {} {:?}", of.seq.0, of.step, of.at, of.data));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let made = replay(&definition, start(again), &events, &lists);
+        let made = made.unwrap_or_else(|diverged| panic!("{diverged:?} of {id}:\n{}", shown()));
+        let new = made.session(again).unwrap();
+        assert_eq!(
+            (new.status, new.head, new.next_seq, new.next_scope, new.spent, new.limits, new.error),
+            (row.status, row.head, row.next_seq, row.next_scope, row.spent, row.limits, row.error.clone()),
+            "{id}"
+        );
+        assert_eq!((new.active, new.waiting), (row.active, row.waiting), "{id}");
+        for (step, of) in self.steps(id) {
+            let new = made.step(again, step).unwrap_or_else(|| panic!("{id} has no step {step}"));
+            // That a pause is over is in no event, nor is how the attempt counts before the next one has come to an
+            // end.
+            if of.status != StepStatus::Ready || new.status != StepStatus::Backoff {
+                assert_eq!(new.status, of.status, "{id} {step}");
+            }
+            assert_eq!(
+                (new.dispatch, new.output, new.failed),
+                (of.dispatch, of.output, of.failed),
+                "{id} {step}"
+            );
+            assert_eq!((new.remaining, new.detail), (of.remaining, of.detail), "{id} {step}");
+        }
+        let kept = |tables: &MemoryTables, of: SessionId| {
+            let rows = tables.iter().filter(|(key, _)| match key {
+                Key::Scope(id, _) | Key::Listener(id, ..) | Key::Signal(id, ..) | Key::SignalId(id, _) => {
+                    *id == of
+                }
+                Key::Timer(_, id, TimerKind::Deadline | TimerKind::Retention) => *id == of,
+                _ => false,
+            });
+            rows.count()
+        };
+        assert_eq!(kept(&made, again), kept(&self.tables, id), "{id}");
+        for end in 1..events.len() {
+            replay(&definition, start(again), &events[..end], &lists).unwrap();
+        }
+    }
+
     /// No row outlives its session, and an ended session has no timer but that of its retention.
     fn check_orphans(&self, sessions: &BTreeSet<SessionId>) {
         for (key, _) in self.tables.iter() {
@@ -305,6 +399,11 @@ fn body(ops: &[Op]) {
     let mut world = World::new();
     for op in ops {
         world.step(op);
+    }
+    for (key, row) in world.tables.iter() {
+        if let (Key::Session(id), Row::Session(row)) = (key, row) {
+            world.check_replay(*id, row);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 use ids::{Digest, Dispatch, RegionId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
     Approval, Command, Decision, Definition, Durability, Effect, Event, EventData, Failure, FailureClass,
-    Idempotency, Input, Key, MemoryTables, Outcome, Read as _, Report, Resolution, ResolveStep, Row,
+    Idempotency, Input, Key, MemoryTables, Outcome, Pause, Read as _, Report, Resolution, ResolveStep, Row,
     SessionLimits, StartSession, Usage, Value, apply,
 };
 
@@ -98,7 +98,15 @@ impl Script {
                 };
                 let random =
                     u16::try_from(option("random=").map_or(500, |value| value.parse().unwrap())).unwrap();
-                resolve(Resolution::Failed { failure: Failure::new(class, "broken", "it broke"), random })
+                let pause = Pause {
+                    wait_ms: u32::try_from(number("wait=")).unwrap(),
+                    untried: rest.contains(&"untried"),
+                };
+                resolve(Resolution::Failed {
+                    failure: Failure::new(class, "broken", "it broke"),
+                    random,
+                    pause,
+                })
             }
             "items" => resolve(Resolution::Items(rest[2].split(',').map(json).collect())),
             "empty" => resolve(Resolution::Items(vec![])),

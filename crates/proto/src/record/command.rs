@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ids::{Dispatch, Position, Timestamp};
-use machine::{Approval, Command, Decision, Resolution, ResolveStep, StartSession};
+use machine::{Approval, Command, Decision, Pause, Resolution, ResolveStep, StartSession};
 
 use super::{
     alert,
@@ -12,7 +12,7 @@ use super::{
         to_durability, to_failure, to_idempotency, to_labels, to_limits, to_report, to_session, to_step,
         to_step_option, to_u16, to_u128,
     },
-    definition, missing,
+    definition, history, missing,
 };
 use crate::{
     envelope::Error,
@@ -55,6 +55,13 @@ pub(super) fn encode(command: &Command) -> storage::Command {
             Kind::Cancel(storage::Cancel { session: session(*id), reason: reason.clone() })
         }
         Command::Retry { session: id } => Kind::Retry(session(*id)),
+        Command::ImportSession { session: id, tenant, history: of } => {
+            Kind::ImportSession(storage::ImportSession {
+                session: session(*id),
+                tenant: tenant.clone(),
+                history: Some(history::encode(of)),
+            })
+        }
         Command::FireTimers => Kind::FireTimers(Empty {}),
         Command::CheckDigest { agreed } => Kind::CheckDigest(storage::CheckDigest {
             position: agreed.map(|(position, _)| position.0),
@@ -92,9 +99,11 @@ fn encode_resolve(resolve: &ResolveStep) -> storage::ResolveStep {
         report: resolve.report.as_ref().map(report),
         resolution: Some(match &resolve.resolution {
             Resolution::Completed(value) => Message::Completed(value.clone()),
-            Resolution::Failed { failure: why, random } => Message::Failed(storage::FailedAttempt {
+            Resolution::Failed { failure: why, random, pause } => Message::Failed(storage::FailedAttempt {
                 failure: Some(failure(why)),
                 random: u32::from(*random),
+                wait_ms: pause.wait_ms,
+                untried: pause.untried,
             }),
             Resolution::Skipped => Message::Skipped(Empty {}),
             Resolution::Entered => Message::Entered(Empty {}),
@@ -155,6 +164,11 @@ pub(super) fn decode(command: storage::Command) -> Result<Command, Error> {
             Command::Cancel { session: to_session(&cancel.session)?, reason: cancel.reason }
         }
         Kind::Retry(session) => Command::Retry { session: to_session(&session)? },
+        Kind::ImportSession(import) => Command::ImportSession {
+            session: to_session(&import.session)?,
+            tenant: import.tenant,
+            history: Arc::new(history::decode(import.history.ok_or_else(|| missing("a history"))?)?),
+        },
         Kind::FireTimers(_) => Command::FireTimers,
         Kind::CheckDigest(of) => Command::CheckDigest {
             agreed: match of.position {
@@ -180,9 +194,11 @@ fn decode_resolve(resolve: storage::ResolveStep) -> Result<ResolveStep, Error> {
         report: to_report(resolve.report)?,
         resolution: match resolve.resolution.ok_or_else(|| missing("a resolution"))? {
             Message::Completed(value) => Resolution::Completed(value),
-            Message::Failed(failed) => {
-                Resolution::Failed { failure: to_failure(failed.failure)?, random: to_u16(failed.random)? }
-            }
+            Message::Failed(failed) => Resolution::Failed {
+                failure: to_failure(failed.failure)?,
+                random: to_u16(failed.random)?,
+                pause: Pause { wait_ms: failed.wait_ms, untried: failed.untried },
+            },
             Message::Skipped(_) => Resolution::Skipped,
             Message::Entered(_) => Resolution::Entered,
             Message::Chosen(case) => Resolution::Chosen(case.value.map(to_u16).transpose()?),

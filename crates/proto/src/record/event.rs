@@ -5,8 +5,8 @@ use machine::{Event, EventData};
 
 use super::{
     common::{
-        digest, failure, report, step, to_digest, to_failure, to_report, to_step_option, to_u16, to_u128,
-        to_usage, usage,
+        digest, failure, report, session, step, to_digest, to_failure, to_report, to_session, to_step_option,
+        to_u16, to_u128, to_usage, usage,
     },
     missing,
 };
@@ -54,6 +54,14 @@ fn encode_data(data: &EventData) -> Data {
                 retry_at: retry_at.map(|at| at.0),
             })
         }
+        EventData::StepDeferred { attempt, dispatch, failure: why, until } => {
+            Data::StepDeferred(storage::StepDeferred {
+                attempt: attempt.0,
+                dispatch: dispatch.0,
+                failure: Some(failure(why)),
+                until: until.0,
+            })
+        }
         EventData::StepSkipped => Data::StepSkipped(Empty {}),
         EventData::BranchChosen { case } => {
             Data::BranchChosen(storage::OptionalNumber { value: case.map(u32::from) })
@@ -84,6 +92,9 @@ fn encode_data(data: &EventData) -> Data {
         EventData::SessionFailed { failure: why } => Data::SessionFailed(failure(why)),
         EventData::SessionCanceled { reason } => Data::SessionCanceled(reason.clone()),
         EventData::SessionRetried => Data::SessionRetried(Empty {}),
+        EventData::SessionImported { origin, events } => {
+            Data::SessionImported(storage::SessionImported { origin: session(*origin), events: *events })
+        }
     }
 }
 
@@ -117,6 +128,12 @@ fn decode_data(data: Data) -> Result<EventData, Error> {
             report: to_report(failed.report)?,
             retry_at: failed.retry_at.map(Timestamp),
         },
+        Data::StepDeferred(deferred) => EventData::StepDeferred {
+            attempt: Attempt(deferred.attempt),
+            dispatch: Dispatch(deferred.dispatch),
+            failure: to_failure(deferred.failure)?,
+            until: Timestamp(deferred.until),
+        },
         Data::StepSkipped(_) => EventData::StepSkipped,
         Data::BranchChosen(case) => EventData::BranchChosen { case: case.value.map(to_u16).transpose()? },
         Data::Forked(_) => EventData::Forked,
@@ -139,5 +156,8 @@ fn decode_data(data: Data) -> Result<EventData, Error> {
         Data::SessionFailed(why) => EventData::SessionFailed { failure: to_failure(Some(why))? },
         Data::SessionCanceled(reason) => EventData::SessionCanceled { reason },
         Data::SessionRetried(_) => EventData::SessionRetried,
+        Data::SessionImported(of) => {
+            EventData::SessionImported { origin: to_session(&of.origin)?, events: of.events }
+        }
     })
 }

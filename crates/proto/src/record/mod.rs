@@ -5,12 +5,13 @@ mod command;
 mod common;
 mod definition;
 mod event;
+mod history;
 mod outcome;
 mod row;
 
 use bytes::Bytes;
 use ids::{Epoch, Position, Timestamp};
-use machine::{Command, Decision, Key, Outcome, Resolution, Row};
+use machine::{Command, Decision, History, Key, Outcome, Resolution, Row};
 use prost::Message as _;
 
 use crate::envelope::{self, Error, Kind};
@@ -98,6 +99,11 @@ pub fn command_len(command: &Command) -> usize {
                     | Resolution::Again(_) => 0,
                 }
         }
+        Command::ImportSession { history, .. } => {
+            let values = history.events.iter().filter_map(|event| event.data.value()).map(Bytes::len);
+            let items = history.items.values().flatten().map(Bytes::len);
+            history.events.len() * REST + values.chain(items).sum::<usize>()
+        }
         Command::Redispatch(steps) => steps.len() * 32,
         Command::Signal { payload, .. } => payload.len(),
         Command::Approve { approval, .. } => match &approval.decision {
@@ -142,6 +148,21 @@ pub fn encode_outcome(of: &Outcome) -> Bytes {
 /// Bytes that are no outcome that this version knows.
 pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Error> {
     outcome::decode(envelope::unseal(Kind::Outcome, bytes)?)
+}
+
+/// What a session went through, as it is exported.
+#[must_use]
+pub fn encode_history(of: &History) -> Bytes {
+    envelope::seal(Kind::History, &history::encode(of))
+}
+
+/// Reads [`encode_history`].
+///
+/// # Errors
+///
+/// Bytes that are no history that this version knows, or one whose events do not follow one another.
+pub fn decode_history(bytes: &[u8]) -> Result<History, Error> {
+    history::decode(envelope::unseal(Kind::History, bytes)?)
 }
 
 /// A row as it is stored.

@@ -1,6 +1,6 @@
 //! Outcomes.
 
-use ids::{Dispatch, Position};
+use ids::{Dispatch, Position, Seq};
 use machine::{Outcome, Refusal};
 
 use super::{
@@ -46,6 +46,7 @@ fn encode_refusal(refusal: &Refusal) -> storage::Refusal {
             Kind::TooLarge(refusal::Limit { what: what.clone(), limit: *limit })
         }
         Refusal::SignalsFull => Kind::SignalsFull(Empty {}),
+        Refusal::NotReplayable(seq) => Kind::NotReplayable(seq.0),
     };
     storage::Refusal { kind: Some(kind) }
 }
@@ -82,6 +83,7 @@ fn decode_refusal(refusal: storage::Refusal) -> Result<Refusal, Error> {
         Kind::NotAwaitingApproval(waiting) => Refusal::NotAwaitingApproval { waiting },
         Kind::TooLarge(limit) => Refusal::TooLarge { what: limit.what, limit: limit.limit },
         Kind::SignalsFull(_) => Refusal::SignalsFull,
+        Kind::NotReplayable(seq) => Refusal::NotReplayable(Seq(seq)),
     })
 }
 
@@ -108,6 +110,7 @@ mod tests {
             Refusal::NotAwaitingApproval { waiting: 2 },
             Refusal::TooLarge { what: "input".into(), limit: 5 },
             Refusal::SignalsFull,
+            Refusal::NotReplayable(Seq(8)),
         ];
         let others =
             [Outcome::Done, Outcome::Started { session: id, created: true }, Outcome::Fired { more: true }];

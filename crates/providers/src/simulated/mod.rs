@@ -80,7 +80,7 @@ pub struct Counts {
     pub calls: u64,
     /// Of those, answered in full.
     pub completed: u64,
-    /// Answered with 500.
+    /// Answered with 500 or 503.
     pub errors: u64,
     /// Answered with 429.
     pub rate_limits: u64,
@@ -111,8 +111,18 @@ enum Fault {
     Malformed,
 }
 
+/// How a vendor is out of order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// Every call is answered with 503.
+    Refuses,
+    /// No call is answered.
+    Hangs,
+}
+
 struct Vendor {
     options: Options,
+    outage: Arc<Mutex<Option<Outage>>>,
     rules: Vec<Rule>,
     counters: Counters,
     /// How often each request was made, by its hash: a repetition may fare otherwise.
@@ -123,6 +133,7 @@ struct Vendor {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    outage: Arc<Mutex<Option<Outage>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -137,6 +148,11 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Takes it out of order, or puts it back. Counted as errors and hangs.
+    pub fn set_outage(&self, outage: Option<Outage>) {
+        *self.outage.lock() = outage;
     }
 }
 
@@ -154,8 +170,14 @@ impl Drop for Server {
 pub async fn serve(address: SocketAddr, options: Options, rules: Vec<Rule>) -> std::io::Result<Server> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    let vendor =
-        Arc::new(Vendor { options, rules, counters: Counters::default(), seen: Mutex::new(HashMap::new()) });
+    let outage = Arc::new(Mutex::new(None));
+    let vendor = Arc::new(Vendor {
+        options,
+        outage: Arc::clone(&outage),
+        rules,
+        counters: Counters::default(),
+        seen: Mutex::new(HashMap::new()),
+    });
     let listener = listener.tap_io(|stream| {
         // A stream that is gone already fails when it is read.
         let _ = stream.set_nodelay(true);
@@ -165,7 +187,7 @@ pub async fn serve(address: SocketAddr, options: Options, rules: Vec<Rule>) -> s
             tracing::error!(%error, "the simulated vendor stopped");
         }
     });
-    Ok(Server { address, task })
+    Ok(Server { address, outage, task })
 }
 
 impl Vendor {

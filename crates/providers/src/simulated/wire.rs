@@ -19,7 +19,7 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{Fault, Vendor, reply};
+use super::{Fault, Outage, Vendor, reply};
 
 /// Bytes of a request.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
@@ -50,6 +50,12 @@ async fn answer(State(vendor): State<Arc<Vendor>>, body: Bytes, format: Format) 
     let prompt = prompt(&request);
     let (latency, fault) = vendor.fate(reply::hash(&prompt));
     tokio::time::sleep(latency).await;
+    let outage = *vendor.outage.lock();
+    if outage == Some(Outage::Refuses) {
+        counters.errors.fetch_add(1, Ordering::Relaxed);
+        return refuse(format, StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", "simulated outage");
+    }
+    let fault = if outage.is_some() { Fault::Hang } else { fault };
     match fault {
         Fault::Error => {
             counters.errors.fetch_add(1, Ordering::Relaxed);

@@ -5,9 +5,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use providers::{
-    HttpOptions, HttpProvider, Link, Prices, Provider as _, ProviderOptions, Redactor, Request, Router,
-    RouterOptions, Wire,
-    simulated::{Options, Rule, Server, serve},
+    BreakerOptions, HttpOptions, HttpProvider, Link, Prices, Provider as _, ProviderOptions, Redactor,
+    Request, Router, RouterOptions, Wire,
+    simulated::{Options, Outage, Rule, Server, serve},
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -143,15 +143,19 @@ async fn an_answer_that_is_not_utf8_is_an_error_that_may_pass() {
 fn router(links: &[(&str, &Server)], redactor: &Redactor) -> Router {
     let providers = links.iter().map(|(name, server)| {
         let provider = provider(&server.base_url(), Wire::OpenAi, redactor);
-        ((*name).to_owned(), ProviderOptions { provider: Arc::new(provider), concurrency: 4 })
+        (
+            (*name).to_owned(),
+            ProviderOptions {
+                provider: Arc::new(provider),
+                concurrency: 4,
+                breaker: BreakerOptions::default(),
+            },
+        )
     });
     let chain = links.iter().map(|(name, _)| Link { provider: (*name).to_owned(), model: "m".into() });
     let options = RouterOptions {
         roles: BTreeMap::from([("default".to_owned(), chain.collect())]),
         prices: Prices::default(),
-        breaker_threshold: 5,
-        breaker_window: Duration::from_secs(60),
-        breaker_rest: Duration::from_secs(60),
         redactor: redactor.clone(),
     };
     Router::new(providers.collect(), options).unwrap()
@@ -173,4 +177,34 @@ async fn the_chain_falls_back_and_a_bad_provider_rests() {
     let names: Vec<_> =
         router.status().into_iter().map(|status| (status.name, status.breaker.name())).collect();
     assert_eq!(names, [("bad".to_owned(), "open"), ("good".to_owned(), "closed")]);
+}
+
+#[tokio::test]
+async fn while_all_rest_nobody_is_asked_and_the_answer_says_for_how_long() {
+    let down = vendor(quick(), vec![]).await;
+    down.set_outage(Some(Outage::Refuses));
+    let router = router(&[("down", &down)], &Redactor::default());
+    for _ in 0..5 {
+        let answer = router.ask("executor", request("hello"), None).await;
+        assert_eq!((answer.asked, answer.retry_after), (true, Duration::ZERO));
+    }
+    let answer = router.ask("executor", request("hello"), None).await;
+    let failure = answer.result.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.class), ("circuit_open", machine::FailureClass::Transient));
+    assert!(!answer.asked);
+    let minute = Duration::from_secs(60);
+    assert!(answer.retry_after > minute / 2 && answer.retry_after <= minute, "{:?}", answer.retry_after);
+}
+
+#[tokio::test]
+async fn a_vendor_says_when_to_come_back() {
+    for (header, wait) in [("Retry-After: 7", 7_000), ("retry-after-ms: 250", 250), ("X-Other: 1", 0)] {
+        let answer = format!(
+            "HTTP/1.1 429 Too Many Requests\r\n{header}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
+        );
+        let provider = provider(&raw_vendor(answer.into_bytes()).await, Wire::OpenAi, &Redactor::default());
+        let error = provider.complete(&request("x")).await.unwrap_err();
+        let expected = (wait > 0).then(|| Duration::from_millis(wait));
+        assert_eq!((error.code, error.retry_after), ("rate_limited", expected), "{header}");
+    }
 }

@@ -167,9 +167,27 @@ pub struct Provider {
     /// Milliseconds between tokens.
     #[serde(default = "default_idle")]
     pub idle_timeout_ms: u64,
+    /// So many failed calls
+    #[serde(default = "default_circuit_failures")]
+    pub circuit_failures: usize,
+    /// within so many seconds, and it is not called
+    #[serde(default = "default_circuit_seconds")]
+    pub circuit_window_seconds: u64,
+    /// for so many seconds; then one call decides whether it is called again. Steps that have no other provider wait,
+    /// which counts as no attempt.
+    #[serde(default = "default_circuit_seconds")]
+    pub circuit_rest_seconds: u64,
     /// Whether its answers are made up; every result then says so.
     #[serde(default)]
     pub simulated: bool,
+}
+
+pub(crate) fn default_circuit_failures() -> usize {
+    5
+}
+
+pub(crate) fn default_circuit_seconds() -> u64 {
+    60
 }
 
 fn default_concurrency() -> usize {
@@ -488,6 +506,11 @@ impl Config {
         for (name, provider) in &self.providers {
             if provider.concurrency == 0 {
                 return invalid(format!("providers.{name}.concurrency must be at least 1"));
+            }
+            if provider.circuit_failures == 0 || provider.circuit_rest_seconds == 0 {
+                return invalid(format!(
+                    "providers.{name}.circuit_failures and circuit_rest_seconds must be at least 1"
+                ));
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 mod backups;
 mod cluster;
+mod history;
 mod levels;
 mod problem;
 mod sessions;
@@ -53,6 +54,12 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/sessions/{id}/approve", post(sessions::approve))
         .route("/v1/sessions/{id}/cancel", post(sessions::cancel))
         .route("/v1/sessions/{id}/retry", post(sessions::retry))
+        .route("/v1/sessions/{id}/fork", post(history::fork))
+        .route("/v1/sessions/{id}/history", get(history::export))
+        .route(
+            "/v1/sessions/import",
+            post(history::import).layer(DefaultBodyLimit::max(history::BODY_BYTES_MAX)),
+        )
         .route("/v1/workflows", get(sessions::workflows).post(sessions::apply_workflow))
         .route("/v1/workflows/{name}", get(sessions::workflow))
         .route("/v1/workers", get(workers::workers))

@@ -31,7 +31,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a stream waits for news before it looks by itself.
 const NEWS_PATIENCE: Duration = Duration::from_secs(5);
 
-fn parse_id(id: &str) -> Result<SessionId, ApiError> {
+pub(super) fn parse_id(id: &str) -> Result<SessionId, ApiError> {
     id.parse().map_err(|error: ids::ParseError| ApiError::invalid(error.to_string()))
 }
 

@@ -20,11 +20,13 @@ const ELECTION_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) const EVENTS_PAGE_MAX: usize = 500;
 
 mod ended;
+mod history;
 mod read;
 mod show;
 mod start;
 mod workflows;
 
+pub(crate) use history::FORMAT as HISTORY_FORMAT;
 pub(crate) use start::budget;
 
 type Result<T> = std::result::Result<T, ApiError>;

@@ -16,7 +16,9 @@ pub(super) fn waits_for(definition: &Definition, step: StepId, until: Option<Tim
 
 pub(super) fn failure_of(view: &impl Read, id: SessionId, seq: Seq) -> Option<Value> {
     match view.event(id, seq)?.data {
-        EventData::StepFailed { failure, .. } => Some(failure_json(&failure)),
+        EventData::StepFailed { failure, .. } | EventData::StepDeferred { failure, .. } => {
+            Some(failure_json(&failure))
+        }
         _ => None,
     }
 }
@@ -100,6 +102,8 @@ pub(super) fn event_json(event: &Event, digest: Digest, path: Option<String>) ->
             "attempt": attempt.0, "dispatch": dispatch.0, "started_at": started_at.to_string(),
             "error": failure_json(failure), "report": report.as_ref().map(report_json),
             "retry_at": retry_at.map(|at| at.to_string())}),
+        EventData::StepDeferred { attempt, dispatch, failure, until } => json!({"attempt": attempt.0,
+            "dispatch": dispatch.0, "error": failure_json(failure), "until": until.to_string()}),
         EventData::BranchChosen { case } => json!({"case": case}),
         EventData::MapExpanded { count } => json!({"count": count}),
         EventData::IterationStarted { iteration } => json!({"iteration": iteration}),
@@ -115,6 +119,9 @@ pub(super) fn event_json(event: &Event, digest: Digest, path: Option<String>) ->
             "tokens_out": usage.tokens_out, "cost_microusd": usage.cost_microusd}),
         EventData::SessionFailed { failure } => json!({"error": failure_json(failure)}),
         EventData::SessionCanceled { reason } => json!({"reason": reason}),
+        EventData::SessionImported { origin, events } => {
+            json!({"origin": origin.to_string(), "events": events})
+        }
         EventData::StepSkipped | EventData::Forked | EventData::SessionRetried => json!({}),
     };
     json!({"seq": event.seq.0, "at": event.at.to_string(), "type": event.data.kind(), "step": path, "data": data,

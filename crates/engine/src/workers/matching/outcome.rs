@@ -1,7 +1,9 @@
 //! What workers say came of their tasks.
 
 use bytes::Bytes;
-use machine::{Command, Failure, FailureClass, Outcome, Read as _, Refusal, Resolution, ResolveStep, limits};
+use machine::{
+    Command, Failure, FailureClass, Outcome, Pause, Read as _, Refusal, Resolution, ResolveStep, limits,
+};
 use proto::peer::{self, Empty, answer};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -80,6 +82,7 @@ pub(crate) fn resolution(result: TaskResult) -> Resolution {
     let failed = |class, code: &str, message: String| Resolution::Failed {
         failure: Failure::new(class, code, message),
         random: rand::random_range(0..=1000),
+        pause: Pause::default(),
     };
     match result {
         TaskResult::Output(output) if output.len() > limits::VALUE_BYTES_MAX => {

@@ -1,0 +1,105 @@
+//! `ImportSession`: a session is made again of another one's events, and goes on from there.
+
+use alloc::vec::Vec;
+
+use ids::{Seq, SessionId, Timestamp};
+
+use super::{Result, check_len, check_value, run::Run};
+use crate::{
+    Durability, Effect, EventData, History, Key, Outcome, PendingRow, Refusal, Row, StartSession, Tables,
+    TimerKind, Work, limits, replay,
+};
+
+pub(super) fn import<T: Tables>(
+    tables: &mut T,
+    now: Timestamp,
+    id: SessionId,
+    owner: &str,
+    history: &History,
+    effects: &mut Vec<Effect>,
+) -> Result {
+    if let Some(row) = tables.session(id) {
+        // Its id was minted for this very history.
+        return if row.tenant == owner {
+            Ok(Outcome::Started { session: id, created: false })
+        } else {
+            Err(Refusal::IdReused(id))
+        };
+    }
+    check_len("events", history.events.len(), limits::IMPORT_EVENTS_MAX)?;
+    for value in history.events.iter().filter_map(|event| event.data.value()) {
+        check_value("value", value)?;
+    }
+    let mut events = history.events.clone();
+    let Some(EventData::SessionStarted { tenant, workflow, definition, input }) =
+        events.first_mut().map(|event| &mut event.data)
+    else {
+        return Err(Refusal::NotReplayable(Seq(0)));
+    };
+    // It belongs to who imports it.
+    *tenant = owner.into();
+    let start = StartSession {
+        session: id,
+        tenant: owner.into(),
+        workflow: workflow.clone(),
+        definition: *definition,
+        input: input.clone(),
+        labels: history.labels.clone(),
+        limits: history.limits,
+        durability: Durability::Local,
+        idempotency: None,
+    };
+    let definition =
+        tables.definition(start.definition).ok_or(Refusal::UnknownDefinition(start.definition))?;
+    let made = replay(&definition, start, &events, &history.items);
+    let mut made = made.map_err(|diverged| Refusal::NotReplayable(diverged.0))?;
+
+    // What came of its commands was done once; what is still to be done is in its rows.
+    mark_imported(&mut made, now, id, (history.origin, history.events.len() as u64), effects)?;
+    for (key, row) in made.iter() {
+        match (key, row) {
+            (Key::Shard | Key::Definition(_), _) => continue,
+            (Key::Pending(_, step), Row::Pending(PendingRow { attempt, dispatch, work: true, external })) => {
+                let (step, attempt, dispatch, external) = (*step, *attempt, *dispatch, *external);
+                effects.push(Effect::Dispatch(Work { session: id, step, attempt, dispatch, external }));
+            }
+            (Key::Timer(at, ..), _) => effects.push(Effect::Timer { at: *at }),
+            _ => {}
+        }
+        tables.put(key.clone(), row.clone());
+    }
+    Ok(Outcome::Started { session: id, created: true })
+}
+
+/// From here on it is a session of its own.
+pub(crate) fn mark_imported<T: Tables>(
+    tables: &mut T,
+    now: Timestamp,
+    id: SessionId,
+    (origin, events): (SessionId, u64),
+    effects: &mut Vec<Effect>,
+) -> core::result::Result<(), Refusal> {
+    let mut run = Run::load_any(tables, now, id, effects)?;
+    run.event(None, EventData::SessionImported { origin, events });
+    run.begin_time_again();
+    run.finish();
+    Ok(())
+}
+
+impl<T: Tables> Run<'_, T> {
+    /// The time that the session may take begins again; what it has spent stays spent.
+    pub(super) fn begin_time_again(&mut self) {
+        if self.row.limits.duration_ms == 0 || self.row.status.is_ended() {
+            return;
+        }
+        if let Some(at) = self.deadline() {
+            self.tables.delete(&Key::Timer(at, self.id, TimerKind::Deadline));
+        }
+        let spent = self.now.since(self.row.created_at).as_millis();
+        let limit = &mut self.row.limits.duration_ms;
+        *limit = limit.saturating_add(u64::try_from(spent).unwrap_or(0));
+        if let Some(at) = self.deadline() {
+            self.set_timer(at, TimerKind::Deadline);
+        }
+    }
+}
