@@ -66,6 +66,9 @@ soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full l
 chaos-suite: build ## Every fault on 3 and 5 nodes, for 20 seeds: SEED=first SECONDS=each.
 	$(TARGET)/debug/chaos suite --seeds $(SEED)..$$(($(SEED) + 19)) --nodes 3,5 --seconds $(SECONDS) --out $(TARGET)/chaos --resume
 
+dr-drill: build ## Loses a whole cluster between two backups and restores it in another size: RTO and RPO: SEED=n.
+	$(TARGET)/debug/chaos drill --seed $(SEED)
+
 mutants: setup ## Builds that break a promise on purpose, each of which must be found out: SEED=first.
 	cargo build --locked --workspace --bins --features cli/mutants
 	mv $(TARGET)/debug/orchestra $(TARGET)/debug/orchestra-mutants
@@ -83,4 +86,4 @@ bench-peers: setup ## The same work on Orchestra, Restate and etcd, in one run: 
 	cargo build --locked --release -p cli -p loadtest
 	server=$$(deploy/dev/peers.sh "$(abspath $(TARGET))") && $(TARGET)/release/loadtest peers --restate "$$server" --directory $(TARGET) --write docs/benchmarks.md
 
-.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite mutants vendor-chaos bench bench-peers
+.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite dr-drill mutants vendor-chaos bench bench-peers

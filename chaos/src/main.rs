@@ -4,8 +4,9 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use chaos::{
     cluster::{self, Fault},
-    crash,
+    crash, drill,
     mutants::{self, Caught},
+    packets_a_second,
     report::Report,
     scenario::Scenario,
     suite::Suite,
@@ -114,6 +115,30 @@ enum Command {
         #[arg(long, value_enum, value_delimiter = ',')]
         kinds: Vec<Fault>,
     },
+    /// Loses a whole cluster between two backups, restores it in another size, and measures RTO and RPO.
+    Drill {
+        /// Chooses the moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Sessions before the first backup.
+        #[arg(long, default_value_t = 2_000)]
+        sessions: usize,
+        /// Backups before everything is lost.
+        #[arg(long, default_value_t = 3)]
+        backups: usize,
+        /// Nodes that are lost.
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
+        /// Nodes of the cluster that takes their place.
+        #[arg(long, default_value_t = 5)]
+        nodes_after: usize,
+    },
+    /// Measures what the switch of the network faults carries. One core: `taskset -c 0 chaos switch`.
+    Switch {
+        /// How long.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// A map of 100 items against vendors that fail in every way.
     Vendor {
         /// Chooses the faults.
@@ -179,6 +204,21 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Check { endpoints, token, seed, seconds } => {
             cluster::check(&cluster::Check { endpoints, token, seed, seconds }).await?
+        }
+        Command::Drill { seed, sessions, backups, nodes, nodes_after } => {
+            anyhow::ensure!(nodes > 0 && nodes_after > 0, "a cluster has at least one node");
+            drill::run(&drill::Options { seed, sessions, backups, nodes, nodes_after }).await?
+        }
+        Command::Switch { seconds } => {
+            let seconds = std::time::Duration::from_secs(seconds.max(1));
+            let came = packets_a_second(seconds).await?;
+            let came = came.ok_or_else(|| {
+                anyhow::anyhow!("this machine does not allow it: it needs root and /dev/net/tun")
+            })?;
+            say(&format!(
+                "{came:.0} packets/s of 1,200 bytes, with their sender in the same process (target: 20,000)"
+            ));
+            return Ok(if came >= 20_000.0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Vendor { seed } => vendor::run(seed).await?,
     };

@@ -8,6 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -120,4 +121,32 @@ impl Network {
             program: None,
         })
     }
+}
+
+/// What a switch without faults carries from this process to one host, in packets of 1,200 bytes. `None` where the
+/// machine does not allow it.
+///
+/// # Errors
+///
+/// The devices can not be made.
+pub async fn packets_a_second(measured: Duration) -> anyhow::Result<Option<f64>> {
+    let Some(mut network) = Network::start(1)? else { return Ok(None) };
+    let place = network.place(0)?;
+    let socket = tokio::net::UdpSocket::bind((network.here(), 0)).await?;
+    socket.connect(SocketAddr::new(place.http.ip(), HTTP)).await?;
+    let packet = [7u8; 1_200];
+    let until = tokio::time::Instant::now() + measured;
+    let carried = || network.switch.counts.carried.load(Ordering::Relaxed);
+    let (before, began) = (carried(), tokio::time::Instant::now());
+    let mut sent = 0u64;
+    while tokio::time::Instant::now() < until {
+        // Nobody listens there, which some sends are told.
+        let _ = socket.send(&packet).await;
+        sent += 1;
+        if sent.is_multiple_of(64) {
+            tokio::task::yield_now().await;
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    Ok(Some((carried() - before) as f64 / began.elapsed().as_secs_f64()))
 }

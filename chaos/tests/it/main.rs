@@ -4,7 +4,7 @@
 
 use chaos::{
     cluster::{self, Fault},
-    crash,
+    crash, drill,
     scenario::Scenario,
     vendor,
 };
@@ -42,6 +42,14 @@ async fn five_nodes_survive_kills_and_partitions() {
     let faults =
         vec![Fault::KillLeader, Fault::IsolateLeader, Fault::Bridge, Fault::PauseLeader, Fault::Drain];
     cluster_survives(8, 5, Scenario::of("five", faults)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cluster_is_restored_and_loses_only_what_came_after_its_backup() {
+    let _alone = ALONE.lock().await;
+    let options = drill::Options { seed: 3, sessions: 200, backups: 2, nodes: 3, nodes_after: 2 };
+    let verdict = drill::run(&options).await.unwrap();
+    assert!(verdict.passed(), "{verdict}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

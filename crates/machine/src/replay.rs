@@ -33,7 +33,8 @@ pub fn replay(
     events: &[Event],
     items: &BTreeMap<StepId, Vec<Value>>,
 ) -> Result<MemoryTables, Diverged> {
-    let mut replay = Replay { id: start.session, definition, items, tables: MemoryTables::default() };
+    let limits = definition.limits.tightened(&start.limits);
+    let mut replay = Replay { id: start.session, limits, definition, items, tables: MemoryTables::default() };
     replay.tables.put(Key::Definition(definition.hash), Row::Definition(Arc::clone(definition)));
     let first = events.first().ok_or(Diverged(Seq(0)))?;
     replay.apply(first.at, Command::StartSession(start)).ok_or(Diverged(Seq(0)))?;
@@ -51,28 +52,29 @@ pub fn replay(
     Ok(replay.tables)
 }
 
-/// What a session might spend when it began: its time began again with some of its events, and its row has what came of
-/// that.
+/// What a session might spend when it began: its time began again with every retry, and its row has what came of that.
 #[must_use]
 pub fn limits_at_start(row: &SessionRow, events: &[Event]) -> SessionLimits {
     let (mut limits, mut ended) = (row.limits, false);
     for event in events {
-        let again = match event.data {
-            EventData::SessionRetried => true,
-            EventData::SessionImported { .. } => !ended,
-            _ => false,
-        };
-        if again && limits.duration_ms > 0 {
-            let spent = event.at.since(row.created_at).as_millis();
-            limits.duration_ms = limits.duration_ms.saturating_sub(u64::try_from(spent).unwrap_or(0));
+        match event.data {
+            // It began anew.
+            EventData::SessionImported { .. } if !ended => limits = row.limits,
+            EventData::SessionRetried if limits.duration_ms > 0 => {
+                let spent = event.at.since(row.created_at).as_millis();
+                limits.duration_ms = limits.duration_ms.saturating_sub(u64::try_from(spent).unwrap_or(0));
+            }
+            _ => {}
         }
-        ended = (ended && !again) || event.data.ends_session();
+        ended = event.data.ends_session() || (ended && event.data != EventData::SessionRetried);
     }
     limits
 }
 
 struct Replay<'a> {
     id: SessionId,
+    /// What it might spend when it began.
+    limits: SessionLimits,
     definition: &'a Definition,
     items: &'a BTreeMap<StepId, Vec<Value>>,
     tables: MemoryTables,
@@ -119,8 +121,8 @@ impl Replay<'_> {
             EventData::SessionCanceled { reason } => Command::Cancel { session, reason: reason.clone() },
             EventData::SessionRetried => Command::Retry { session },
             EventData::SessionImported { origin, events } => {
-                return mark_imported(&mut self.tables, now, session, (*origin, *events), &mut Vec::new())
-                    .ok();
+                let (from, effects) = ((*origin, *events), &mut Vec::new());
+                return mark_imported(&mut self.tables, now, session, from, &self.limits, effects).ok();
             }
             // Its time is up.
             EventData::SessionFailed { .. } if event.step.is_none() => {

@@ -33,6 +33,39 @@ pub(crate) fn memory_bytes() -> Option<u64> {
     Some(statm.resident * procfs::page_size())
 }
 
+/// What the system says of the process, under the names that Prometheus' own clients use; empty where it says nothing.
+pub(crate) fn of_process() -> String {
+    let mut text = String::new();
+    let Ok(process) = procfs::process::Process::myself() else { return text };
+    let mut add = |name: &str, kind: &str, help: &str, value: String| {
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        text.push_str(&format!("# HELP {name} {help}.\n# TYPE {name} {kind}\n{name}{suffix} {value}\n"));
+    };
+    if let Ok(stat) = process.stat() {
+        let ticks = procfs::ticks_per_second();
+        let cpu = number(usize::try_from(stat.utime + stat.stime).unwrap_or(0))
+            / number(usize::try_from(ticks).unwrap_or(100));
+        add("process_cpu_seconds", "counter", "Time on processors", format!("{cpu:.2}"));
+        let resident = stat.rss * procfs::page_size();
+        add("process_resident_memory_bytes", "gauge", "Memory that it has", resident.to_string());
+        add("process_virtual_memory_bytes", "gauge", "Addresses that it has", stat.vsize.to_string());
+        add("process_threads", "gauge", "Threads", stat.num_threads.to_string());
+    }
+    if let Ok(open) = process.fd_count() {
+        add("process_open_fds", "gauge", "Open files and connections", open.to_string());
+    }
+    if let Ok(procfs::process::LimitValue::Value(most)) =
+        process.limits().map(|limits| limits.max_open_files.soft_limit)
+    {
+        add("process_max_fds", "gauge", "The most that it may open", most.to_string());
+    }
+    if let Ok(io) = process.io() {
+        add("process_read_bytes", "counter", "Bytes read from disks", io.read_bytes.to_string());
+        add("process_written_bytes", "counter", "Bytes written to disks", io.write_bytes.to_string());
+    }
+    text
+}
+
 /// The share of the memory that it may have: of its control group's limit, or the machine's memory.
 #[expect(clippy::cast_precision_loss, reason = "bytes of memory, far below 2^53")]
 fn memory_share() -> Option<f64> {

@@ -70,7 +70,7 @@ impl Levels {
 
     /// What this node has counted since it began, for Prometheus.
     pub(crate) fn exposition(&self) -> String {
-        self.recorder.exposition()
+        [self.recorder.exposition(), self.facts.spent().exposition()].concat()
     }
 
     /// The rules of what is promised, for Prometheus.

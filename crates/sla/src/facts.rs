@@ -7,7 +7,7 @@ use machine::{Definition, Event, EventData, Fact, NodeKind, Observed, Report};
 use parking_lot::Mutex;
 use workflow::{Spec, Task};
 
-use crate::{Indicator, Labels, Recorder};
+use crate::{Indicator, Labels, Recorder, Spent};
 
 /// Workflows whose roles are remembered.
 const ROLES_LEN: usize = 1_024;
@@ -19,6 +19,7 @@ const FIRST: u64 = 1;
 #[derive(Debug, Default)]
 pub struct Facts {
     recorder: Arc<Recorder>,
+    spent: Spent,
     /// The roles of a workflow's nodes; empty for those that are no agents.
     roles: Mutex<HashMap<Digest, Arc<[String]>>>,
 }
@@ -27,7 +28,13 @@ impl Facts {
     /// Counts into a recorder.
     #[must_use]
     pub fn new(recorder: Arc<Recorder>) -> Self {
-        Self { recorder, roles: Mutex::default() }
+        Self { recorder, spent: Spent::default(), roles: Mutex::default() }
+    }
+
+    /// What model calls used.
+    #[must_use]
+    pub fn spent(&self) -> &Spent {
+        &self.spent
     }
 
     /// Something happened to a session.
@@ -66,6 +73,7 @@ impl Facts {
                     let role = roles.get(usize::from(step.node)).map_or("", String::as_str);
                     let labels = Labels { role, provider: &report.provider, ..labels };
                     self.recorder.took(Indicator::AgentResponse, labels, at, took);
+                    self.spent.add(report, role);
                     if let Some(lost) = lost_to_fallback(report) {
                         self.recorder.took(Indicator::ProviderFallback, labels, at, lost);
                     }

@@ -18,12 +18,14 @@ mod objective;
 pub mod prometheus;
 mod recorder;
 pub mod report;
+mod spent;
 
 pub use cell::Cell;
 pub use indicator::{Indicator, Kind, Labels, Scope, Series};
 pub use merge::{Merged, merge};
 pub use objective::{Comparator, Error, Objective, Statistic, built_in, parse};
 pub use recorder::{Level, Recorder, Window};
+pub use spent::Spent;
 
 /// What nodes tell one another.
 pub use proto::sla as message;

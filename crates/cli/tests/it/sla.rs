@@ -365,4 +365,30 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
         (rules.len() > 50 && rules.iter().all(|rule| rule["health"] == "ok")).then_some(rules)
     });
     rules.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));
+
+    // Every panel of the dashboard asks for something that is there.
+    let dashboard =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/observability/grafana/dashboards/orchestra.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();
+    let targets =
+        dashboard["panels"].as_array().unwrap().iter().filter_map(|panel| panel["targets"].as_array());
+    let asked: Vec<&str> = targets.flatten().map(|target| target["expr"].as_str().unwrap()).collect();
+    assert!(asked.len() > 30);
+    let known = metrics().await;
+    for expr in asked {
+        let query = expr.replace("$__rate_interval", "1m");
+        let url =
+            reqwest::Url::parse_with_params(&format!("http://{address}/api/v1/query"), [("query", &query)]);
+        let answer: Value = reqwest::get(url.unwrap()).await.unwrap().json().await.unwrap();
+        assert_eq!(answer["status"], "success", "{expr}: {answer}");
+        for name in expr.split(|of: char| !of.is_ascii_alphanumeric() && of != '_') {
+            let is_metric = name.starts_with("process_") || name.starts_with("orchestra_");
+            // Nobody has fallen back, recovered, failed or fired here, and no worker was asked for.
+            let quiet = ["fallback", "recovery", "failures", "alert", "workers", "uptime"];
+            if is_metric && !quiet.iter().any(|of| name.contains(of)) {
+                let there = known.lines().any(|line| line.starts_with(name));
+                assert!(there, "{expr} asks for {name}, which is not in /metrics");
+            }
+        }
+    }
 }

@@ -48,7 +48,15 @@ pub(super) fn retry<T: Tables>(
     }
     run.row.error = None;
     run.row.status = SessionStatus::Running;
-    run.begin_time_again();
+    // Its time begins again; what it has spent stays spent.
+    if run.row.limits.duration_ms > 0 {
+        let spent = now.since(run.row.created_at).as_millis();
+        run.row.limits.duration_ms =
+            run.row.limits.duration_ms.saturating_add(u64::try_from(spent).unwrap_or(0));
+    }
+    if let Some(at) = run.deadline() {
+        run.set_timer(at, TimerKind::Deadline);
+    }
     run.event(None, EventData::SessionRetried);
 
     let from = Key::Step(session, StepId::default());

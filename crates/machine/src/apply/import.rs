@@ -6,8 +6,8 @@ use ids::{Seq, SessionId, Timestamp};
 
 use super::{Result, check_len, check_value, run::Run};
 use crate::{
-    Durability, Effect, EventData, History, Key, Outcome, PendingRow, Refusal, Row, StartSession, Tables,
-    TimerKind, Work, limits, replay,
+    Durability, Effect, EventData, History, Key, Outcome, PendingRow, Refusal, Row, SessionLimits,
+    SessionRow, StartSession, Tables, TimerKind, Work, limits::IMPORT_EVENTS_MAX, replay,
 };
 
 pub(super) fn import<T: Tables>(
@@ -26,7 +26,7 @@ pub(super) fn import<T: Tables>(
             Err(Refusal::IdReused(id))
         };
     }
-    check_len("events", history.events.len(), limits::IMPORT_EVENTS_MAX)?;
+    check_len("events", history.events.len(), IMPORT_EVENTS_MAX)?;
     for value in history.events.iter().filter_map(|event| event.data.value()) {
         check_value("value", value)?;
     }
@@ -51,11 +51,13 @@ pub(super) fn import<T: Tables>(
     };
     let definition =
         tables.definition(start.definition).ok_or(Refusal::UnknownDefinition(start.definition))?;
+    let limits = definition.limits.tightened(&start.limits);
     let made = replay(&definition, start, &events, &history.items);
     let mut made = made.map_err(|diverged| Refusal::NotReplayable(diverged.0))?;
 
     // What came of its commands was done once; what is still to be done is in its rows.
-    mark_imported(&mut made, now, id, (history.origin, history.events.len() as u64), effects)?;
+    let from = (history.origin, history.events.len() as u64);
+    mark_imported(&mut made, now, id, from, &limits, effects)?;
     for (key, row) in made.iter() {
         match (key, row) {
             (Key::Shard | Key::Definition(_), _) => continue,
@@ -71,35 +73,30 @@ pub(super) fn import<T: Tables>(
     Ok(Outcome::Started { session: id, created: true })
 }
 
-/// From here on it is a session of its own.
+/// From here on it is a session of its own: unless it has ended, it begins now, with the limits of its start.
 pub(crate) fn mark_imported<T: Tables>(
     tables: &mut T,
     now: Timestamp,
     id: SessionId,
     (origin, events): (SessionId, u64),
+    limits: &SessionLimits,
     effects: &mut Vec<Effect>,
 ) -> core::result::Result<(), Refusal> {
     let mut run = Run::load_any(tables, now, id, effects)?;
     run.event(None, EventData::SessionImported { origin, events });
-    run.begin_time_again();
-    run.finish();
-    Ok(())
-}
-
-impl<T: Tables> Run<'_, T> {
-    /// The time that the session may take begins again; what it has spent stays spent.
-    pub(super) fn begin_time_again(&mut self) {
-        if self.row.limits.duration_ms == 0 || self.row.status.is_ended() {
-            return;
+    if !run.row.status.is_ended() {
+        let listed = |row: &SessionRow| Key::ByTenant(row.tenant.clone(), u64::MAX - row.created_at.0, id);
+        run.tables.delete(&listed(&run.row));
+        if let Some(at) = run.deadline() {
+            run.tables.delete(&Key::Timer(at, id, TimerKind::Deadline));
         }
-        if let Some(at) = self.deadline() {
-            self.tables.delete(&Key::Timer(at, self.id, TimerKind::Deadline));
-        }
-        let spent = self.now.since(self.row.created_at).as_millis();
-        let limit = &mut self.row.limits.duration_ms;
-        *limit = limit.saturating_add(u64::try_from(spent).unwrap_or(0));
-        if let Some(at) = self.deadline() {
-            self.set_timer(at, TimerKind::Deadline);
+        run.row.created_at = now;
+        run.row.limits = *limits;
+        run.tables.put(listed(&run.row), Row::Present);
+        if let Some(at) = run.deadline() {
+            run.set_timer(at, TimerKind::Deadline);
         }
     }
+    run.finish();
+    Ok(())
 }

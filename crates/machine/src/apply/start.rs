@@ -110,7 +110,7 @@ fn is_same(tables: &impl Tables, row: &SessionRow, start: &StartSession) -> bool
 
 impl SessionLimits {
     /// The tighter of each limit; 0 is no limit.
-    fn tightened(&self, other: &Self) -> Self {
+    pub(crate) fn tightened(&self, other: &Self) -> Self {
         fn tighter<N: Ord + Default>(a: N, b: N) -> N {
             if a == N::default() || (b != N::default() && b < a) { b } else { a }
         }

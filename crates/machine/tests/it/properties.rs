@@ -8,9 +8,9 @@ use std::{
 use ids::{Digest, RegionId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
     AlertChange, AlertState, Approval, Command, Decision, Definition, Durability, Effect, Event, EventData,
-    Failure, FailureClass, Input, Key, MemoryTables, NodeKind, Outcome, Pause, Read as _, Report, Resolution,
-    ResolveStep, Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work, apply, chain,
-    limits_at_start, pending_effects, replay,
+    Failure, FailureClass, History, Input, Key, MemoryTables, NodeKind, Outcome, Pause, Read as _, Report,
+    Resolution, ResolveStep, Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work,
+    apply, chain, limits_at_start, pending_effects, replay,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -359,6 +359,43 @@ impl World {
         for end in 1..events.len() {
             replay(&definition, start(again), &events[..end], &lists).unwrap();
         }
+        self.check_import(id, &events, lists, limits_at_start(row, &events));
+    }
+
+    /// What is imported is a session like any other, and can be made again itself.
+    fn check_import(
+        &self,
+        origin: SessionId,
+        events: &[Event],
+        items: BTreeMap<StepId, Vec<Value>>,
+        limits: SessionLimits,
+    ) {
+        let new = session(78);
+        let labels = self.tables.session(origin).unwrap().labels;
+        let history = History { origin, labels, limits, events: events.to_vec(), items: items.clone() };
+        let command =
+            Command::ImportSession { session: new, tenant: "other".into(), history: Arc::new(history) };
+        let mut world = Self {
+            tables: self.tables.clone(),
+            replica: self.tables.clone(),
+            definitions: self.definitions.clone(),
+            now: self.now,
+            out: self.out.clone(),
+        };
+        world.apply(command);
+        let row = world.tables.session(new).unwrap();
+        assert_eq!((row.tenant.as_str(), row.next_seq.0), ("other", events.len() as u64 + 1));
+        let events: Vec<Event> =
+            (0..row.next_seq.0).map(|seq| world.tables.event(new, Seq(seq)).unwrap()).collect();
+        assert_eq!(limits_at_start(&row, &events), limits, "of what was imported from {origin}");
+        let again = session(79);
+        let history = History { origin: new, labels: vec![], limits, events, items };
+        world.apply(Command::ImportSession {
+            session: again,
+            tenant: "t".into(),
+            history: Arc::new(history),
+        });
+        assert_eq!(world.tables.session(again).map(|of| of.status), Some(row.status));
     }
 
     /// No row outlives its session, and an ended session has no timer but that of its retention.

@@ -51,8 +51,13 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     }
     let headers = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     let down = *metrics.nodes_down.lock();
-    let more =
-        [app.levels.exposition(), alerts::gauges(&gauges::of(&app), down), alerts::exposition(&app)].concat();
+    let more = [
+        app.levels.exposition(),
+        gauges::of_process(),
+        alerts::gauges(&gauges::of(&app), down),
+        alerts::exposition(&app),
+    ]
+    .concat();
     (headers, metrics.encode(&more)).into_response()
 }
 
