@@ -64,6 +64,13 @@ enum Command {
     /// Checks and prints the configuration.
     #[command(subcommand)]
     Config(commands::config::Command),
+    /// Shows or changes the levels at which a node logs, until it ends.
+    Log {
+        /// A level, or levels by module, as `info,engine=debug`; shows those in force if it is not given.
+        level: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Makes, checks and restores backups of a cluster.
     #[command(subcommand)]
     Backup(commands::backup::Command),
@@ -139,6 +146,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(command) => commands::backup::run(command).await,
         Command::Certs(command) => commands::certs::run(command),
         Command::Config(command) => commands::config::run(command),
+        Command::Log { level, remote } => commands::config::log(level.as_deref(), &remote).await,
         Command::Doctor(args) => commands::cluster::doctor(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "orchestra", &mut std::io::stdout());

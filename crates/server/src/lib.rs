@@ -15,6 +15,7 @@ mod grpc;
 mod http;
 mod levels;
 mod limits;
+mod logs;
 mod metrics;
 pub mod sessions;
 mod traces;
@@ -22,5 +23,6 @@ mod wiring;
 
 pub use config::Config;
 pub use error::{ApiError, CODES, Code};
+pub use logs::Logs;
 pub use providers::Redactor;
 pub use wiring::{Server, StartError};

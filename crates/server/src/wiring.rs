@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::transport::server::TcpIncoming;
 
 use crate::{
-    Config,
+    Config, Logs,
     alerts::{self, Teller},
     backups::{self, Schedule},
     config, gauges, grpc, http,
@@ -102,6 +102,8 @@ pub(crate) struct App {
     pub(crate) levels: Arc<Levels>,
     /// How many requests are answered.
     pub(crate) limits: Limits,
+    /// How the process logs.
+    pub(crate) logs: Logs,
     /// Who tells traces, if they are wanted.
     pub(crate) traces: Option<Arc<Traces>>,
 }
@@ -121,7 +123,7 @@ impl Server {
     /// # Errors
     ///
     /// What does not work, and what to do.
-    pub async fn start(config: Config, redactor: Redactor) -> Result<Self, StartError> {
+    pub async fn start(config: Config, redactor: Redactor, logs: Logs) -> Result<Self, StartError> {
         config.check()?;
         // Listening first: a port in use is said before any data is touched.
         let (http_listener, http) = listen("http", config.node.http)?;
@@ -169,6 +171,7 @@ impl Server {
             backups: Schedule::default(),
             levels,
             limits: Limits::new(&config.limits),
+            logs,
             traces,
         });
         let weak = Arc::downgrade(&app);

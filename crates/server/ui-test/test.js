@@ -153,8 +153,15 @@ try {
   await page.getByRole('region', { name: 'Events' }).getByText('session completed').waitFor();
   await page.getByText('a/b.txt', { exact: true }).click();
   await page.getByText('the result', { exact: true }).waitFor();
+  // What comes after what, as a picture.
+  await page.getByRole('region', { name: 'Graph' }).getByText('draft', { exact: true }).waitFor();
   await page.getByText('Input and output').click();
   await page.getByText('<b>bold</b>').waitFor();
+  // Another session that goes on from before the decision, and waits for it again.
+  await page.getByRole('button', { name: 'Fork after event 2', exact: true }).click();
+  await page.getByRole('heading', { level: 1 }).filter({ hasNotText: approved.id }).waitFor();
+  await page.getByText('an approval').waitFor();
+  await page.getByRole('region', { name: 'Events' }).getByText('session imported').waitFor();
   await visit(page, `/sessions/${canceled.id}`, canceled.id);
   await page.getByRole('button', { name: 'Cancel' }).click();
   await page.getByText('– canceled').first().waitFor();

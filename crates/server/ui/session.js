@@ -48,7 +48,8 @@ function actions(id, session, coming, refresh) {
 function gantt(session) {
   const steps = session.steps.filter((step) => step.started_at || step.ready_at).slice(0, 200);
   if (steps.length === 0) return h('p', { class: 'quiet' }, 'No steps yet.');
-  const begin = Date.parse(session.created_at);
+  // What was taken over from another session is older than this one.
+  const begin = Math.min(Date.parse(session.created_at), ...steps.map((step) => Date.parse(step.ready_at ?? step.started_at)));
   const now = session.ended_at ? Date.parse(session.ended_at) : Date.now();
   const ends = steps.map((step) => Date.parse(step.ended_at ?? 0) || now);
   const span = Math.max(1, Math.max(now, ...ends) - begin);
@@ -69,10 +70,58 @@ function gantt(session) {
     h('svg', { viewBox: `0 0 800 ${20 * steps.length + 8}`, role: 'img', 'aria-label': text, class: 'wide' }, rows));
 }
 
+// What comes after what: a column further right for each step that has to end before, or that a step is inside of.
+function graph(session) {
+  const steps = session.steps.slice(0, 200);
+  if (steps.length < 2) return [];
+  const byId = new Map(steps.map((step) => [step.id, step]));
+  const inside = new Map();
+  for (const step of steps) if (byId.has(step.inside)) inside.set(step.inside, [...(inside.get(step.inside) ?? []), step]);
+  const columns = new Map();
+  const column = (step) => {
+    if (!columns.has(step.id)) {
+      columns.set(step.id, 0); // A mistake in the answer must not hang the page.
+      const before = step.after.map((id) => byId.get(id)).filter(Boolean).map((of) => end(of) + 1);
+      const within = byId.has(step.inside) ? [column(byId.get(step.inside)) + 1] : [];
+      columns.set(step.id, Math.max(0, ...before, ...within));
+    }
+    return columns.get(step.id);
+  };
+  const end = (step) => Math.max(column(step), ...(inside.get(step.id) ?? []).map(end));
+  const rows = new Map();
+  const used = [];
+  const place = (step) => {
+    const at = column(step);
+    const row = Math.max(used[at] ?? 0, rows.get(step.inside) ?? 0);
+    used[at] = row + 1;
+    rows.set(step.id, row);
+  };
+  steps.toSorted((a, b) => column(a) - column(b)).forEach(place);
+  const x = (step) => 8 + 180 * column(step);
+  const y = (step) => 8 + 36 * rows.get(step.id);
+  const edge = (from, to, kind) => h('path', { class: kind, d: `M${x(from) + 150},${y(from) + 12} C${x(from) + 170},${y(from) + 12} ${x(to) - 20},${y(to) + 12} ${x(to)},${y(to) + 12}` });
+  const edges = steps.flatMap((step) => [
+    ...step.after.map((id) => byId.get(id)).filter(Boolean).map((from) => edge(from, step, 'edge')),
+    ...(byId.has(step.inside) ? [edge(byId.get(step.inside), step, 'edge within')] : []),
+  ]);
+  const boxes = steps.map((step) => {
+    const kind = { completed: 'done', failed: 'failed', waiting: 'waiting', backoff: 'waiting' }[step.status] ?? '';
+    const name = step.id.split('/').at(-1);
+    return h('g', {}, h('title', {}, `${step.id}: ${step.kind}, ${step.status}`),
+      h('rect', { class: `box ${kind}`, x: x(step), y: y(step), width: 150, height: 24, rx: 4 }),
+      h('text', { x: x(step) + 8, y: y(step) + 16 }, name.length > 19 ? `${name.slice(0, 18)}…` : name));
+  });
+  const [wide, high] = [Math.max(...columns.values()) + 1, Math.max(...rows.values()) + 1].map((of, axis) => 8 + of * [180, 36][axis]);
+  const text = `${steps.length} steps in ${Math.max(...columns.values()) + 1} columns; the table below has what each waits for`;
+  return [h('h2', {}, 'Graph'), h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Graph' },
+    h('svg', { class: 'natural', viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, role: 'img', 'aria-label': text }, edges, boxes))];
+}
+
 function stepTable(session) {
   return table('Steps', [
     { title: 'Step', cell: (step) => step.id },
     { title: 'Kind', cell: (step) => step.kind },
+    { title: 'After', cell: (step) => step.after.join(', ') || null },
     { title: 'State', cell: (step) => state(step.status) },
     { title: 'Attempt', number: true, cell: (step) => step.attempt },
     { title: 'Took', number: true, cell: (step) => step.started_at && step.ended_at ? ms(Date.parse(step.ended_at) - Date.parse(step.started_at)) : null },
@@ -90,25 +139,37 @@ function files(session) {
   return [h('h2', {}, 'Files'), ...found.map((file) => h('details', {}, h('summary', {}, file.path), h('pre', { tabindex: '0' }, file.content)))];
 }
 
-function eventRow(event) {
+function eventRow(id, event, said) {
   const data = event.data ?? {};
   const what = data.error ? `${data.error.code}: ${data.error.message}` : data.provider ?? data.report?.provider ?? data.name ?? data.reason ?? '';
   return h('tr', {}, h('td', { class: 'number' }, String(event.seq)), h('td', {}, when(event.at)), h('td', {}, event.type.replaceAll('_', ' ')),
-    h('td', {}, event.step ?? '–'), h('td', { class: 'text' }, String(what)));
+    h('td', {}, event.step ?? '–'), h('td', { class: 'text' }, String(what)),
+    h('td', {}, h('button', { 'aria-label': `Fork after event ${event.seq}`, onclick: () => fork(id, event.seq, said) }, 'Fork')));
 }
 
-async function followEvents(id, body, signal, changed) {
+// Another session that goes on from here, and is shown next.
+async function fork(id, at, said) {
+  said.textContent = '';
+  try {
+    const made = await post(`/v1/sessions/${encodeURIComponent(id)}/fork`, { at });
+    location.hash = `/sessions/${made.id}`;
+  } catch (error) {
+    said.textContent = error.message;
+  }
+}
+
+async function followEvents(id, body, said, signal, changed) {
   try {
     let waiting = false;
     for await (const event of follow(id, 0, signal)) {
-      body.prepend(eventRow(event));
+      body.prepend(eventRow(id, event, said));
       if (waiting) continue;
       waiting = true;
       // Several events often come together.
       setTimeout(() => { waiting = false; changed(); }, 250);
     }
   } catch (error) {
-    if (!signal.aborted) body.prepend(h('tr', {}, h('td', { colspan: 5 }, `The stream of events ended: ${error.message}`)));
+    if (!signal.aborted) body.prepend(h('tr', {}, h('td', { colspan: 6 }, `The stream of events ended: ${error.message}`)));
   }
 }
 
@@ -117,6 +178,7 @@ export async function session({ argument, signal }) {
   const path = `/v1/sessions/${encodeURIComponent(id)}`;
   const above = h('div');
   const body = h('tbody');
+  const said = h('p', { class: 'bad', role: 'alert' });
   // Whoever types is not disturbed.
   const isTyping = () => above.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
   const draw = async () => {
@@ -134,13 +196,13 @@ export async function session({ argument, signal }) {
         { title: 'Attempt', number: true, cell: (step) => step.attempt },
         { title: 'Last error', text: true, cell: (step) => step.last_error ? `${step.last_error.code}: ${step.last_error.message}` : null },
       ], described.coming)]),
-      h('h2', {}, 'Timeline'), gantt(of), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
+      ...graph(of), h('h2', {}, 'Timeline'), gantt(of), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
       h('details', {}, h('summary', {}, 'Input and output'), h('pre', { tabindex: '0' }, json({ input: of.input, output: of.output }))));
   };
   await draw();
-  followEvents(id, body, signal, () => { if (!isTyping()) draw().catch(() => {}); });
-  return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'),
+  followEvents(id, body, said, signal, () => { if (!isTyping()) draw().catch(() => {}); });
+  return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'), said,
     h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Events' },
-      h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', ''].map((title) => h('th', { scope: 'col' }, title)))), body))];
+      h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', 'Details', 'Go on from here'].map((title) => h('th', { scope: 'col' }, title)))), body))];
 }
 session.live = true;

@@ -4,8 +4,10 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 
 use anyhow::Context as _;
 use clap::Args;
-use server::{Config, Redactor, Server, config::LogFormat};
-use tracing_subscriber::EnvFilter;
+use server::{Config, Logs, Redactor, Server, config::LogFormat};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 use crate::log::LogWriter;
 
@@ -107,11 +109,11 @@ pub(crate) fn load(args: &CommonArgs) -> anyhow::Result<Config> {
 
 pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
     let redactor = Redactor::default();
-    init_logging(&config.log, &redactor)?;
+    let logs = init_logging(&config.log, &redactor)?;
     for variable in Config::unknown_variables() {
         tracing::warn!(%variable, "nothing reads this variable");
     }
-    let server = Server::start(config.clone(), redactor).await?;
+    let server = Server::start(config.clone(), redactor, logs).await?;
     let pid_file = config.node.data_dir.join("pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .with_context(|| pid_file.display().to_string())?;
@@ -119,20 +121,29 @@ pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Res
     Ok(server)
 }
 
-fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level)
-        .with_context(|| format!("log level {:?}: expected a level, or levels by module", log.level))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Result<Logs> {
+    let parse = |level: &str| {
+        EnvFilter::try_new(level).map_err(|error| {
+            format!("{level:?}: {error}; expected a level, or levels by module: warn,engine=debug")
+        })
+    };
+    let filter = parse(&log.level).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
         // On a full disk a line is lost; the node must not be.
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(LogWriter::new(redactor.clone()));
-    match log.format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(())
+        .with_ansi(std::io::stderr().is_terminal() && log.directory.is_none())
+        .with_writer(LogWriter::new(redactor.clone(), log)?);
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    let change = move |level: &str| {
+        let filter = parse(level)?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    };
+    Ok(Logs::new(&log.level, change))
 }
 
 /// Runs until told to stop, and stops cleanly.

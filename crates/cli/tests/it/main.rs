@@ -13,6 +13,7 @@ mod fixture;
 mod fixtures;
 mod grpc;
 mod history;
+mod logs;
 mod returning;
 mod secrets;
 mod sla;

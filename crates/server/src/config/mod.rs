@@ -182,6 +182,20 @@ pub struct Provider {
     pub simulated: bool,
 }
 
+impl Provider {
+    fn check(&self, name: &str) -> Result<(), Error> {
+        let invalid = |message: String| Err(Error::Invalid(message));
+        if self.concurrency == 0 {
+            return invalid(format!("providers.{name}.concurrency must be at least 1"));
+        }
+        if self.circuit_failures == 0 || self.circuit_rest_seconds == 0 {
+            let what = "circuit_failures and circuit_rest_seconds";
+            return invalid(format!("providers.{name}.{what} must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
 pub(crate) fn default_circuit_failures() -> usize {
     5
 }
@@ -266,13 +280,19 @@ fn default_keep() -> usize {
 pub struct Log {
     /// `text` or `json`.
     pub format: LogFormat,
-    /// A level, or levels by module: `info`, `warn,engine=debug`.
+    /// A level, or levels by module: `info`, `warn,engine=debug`. `orchestra log` changes it while the node runs.
     pub level: String,
+    /// Where lines go besides standard error: a file a day, `orchestra.YYYY-MM-DD.log`. 16,384 lines wait for the disk;
+    /// what comes beyond is lost, and no request waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+    /// How many of these files are kept, 1 to 3,650.
+    pub days_kept: usize,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info,openraft=warn".into() }
+        Self { format: LogFormat::Text, level: "info,openraft=warn".into(), directory: None, days_kept: 7 }
     }
 }
 
@@ -503,17 +523,10 @@ impl Config {
                 return invalid(format!("prices.{name}: expected US dollars between 0 and 1e6"));
             }
         }
-        for (name, provider) in &self.providers {
-            if provider.concurrency == 0 {
-                return invalid(format!("providers.{name}.concurrency must be at least 1"));
-            }
-            if provider.circuit_failures == 0 || provider.circuit_rest_seconds == 0 {
-                return invalid(format!(
-                    "providers.{name}.circuit_failures and circuit_rest_seconds must be at least 1"
-                ));
-            }
+        if !(1..=3_650).contains(&self.log.days_kept) {
+            return invalid(format!("log.days_kept must be 1 to 3650; found {}", self.log.days_kept));
         }
-        Ok(())
+        self.providers.iter().try_for_each(|(name, provider)| provider.check(name))
     }
 
     /// The configuration as TOML, for people: without what its URLs hide.

@@ -71,6 +71,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/cluster/drain", post(cluster::drain))
         .route("/v1/cluster/finalize", post(cluster::finalize))
         .route("/v1/cluster/transfer-leader", post(cluster::transfer))
+        .route("/v1/log", get(system::log).put(system::set_log))
         .route("/", get(ui::page))
         .route("/ui/{file}", get(ui::file))
         .route("/v1/sla", get(levels::report))

@@ -10,7 +10,10 @@ use axum::{
 };
 use consensus::Leadership;
 use providers::BreakerState;
+use serde::Deserialize;
 use serde_json::{Value, json};
+
+use super::{Admin, Body, parse};
 
 use crate::{CODES, alerts, error::ApiError, gauges, metrics::Named, wiring::App};
 
@@ -59,6 +62,29 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     ]
     .concat();
     (headers, metrics.encode(&more)).into_response()
+}
+
+/// The levels at which this node logs.
+pub(super) async fn log(State(app): State<Arc<App>>, _admin: Admin) -> Json<Value> {
+    Json(json!({"level": app.logs.levels()}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogBody {
+    level: String,
+}
+
+/// Others, until it ends.
+pub(super) async fn set_log(
+    State(app): State<Arc<App>>,
+    _admin: Admin,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    let body: LogBody = parse(body)?;
+    app.logs.set(&body.level).map_err(|error| ApiError::invalid(format!("level: {error}")))?;
+    tracing::warn!(levels = body.level, "logs at other levels, until the node ends");
+    Ok(Json(json!({"level": app.logs.levels()})))
 }
 
 pub(super) async fn openapi() -> Response {

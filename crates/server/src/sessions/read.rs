@@ -248,9 +248,14 @@ fn step_json<R: Read>(
 ) -> Value {
     let at_work = running.iter().find(|running| running.step == step && running.dispatch == row.dispatch);
     let started_at = row.started_at.or_else(|| at_work.and_then(|running| running.started_at));
+    let before = definition.nodes.get(usize::from(step.node)).map(|node| node.after.as_slice());
+    let before = before.unwrap_or_default().iter().map(|node| values.path(StepId::new(step.scope, *node)));
+    let parent = view.scope(id, step.scope).and_then(|scope| scope.parent);
     let mut json = json!({
         "id": values.path(step),
         "ref": step.to_string(),
+        "after": before.collect::<Vec<_>>(),
+        "inside": parent.map(|parent| values.path(parent)),
         "kind": kind(definition, step),
         "status": row.status.name(),
         "attempt": row.attempt.0,

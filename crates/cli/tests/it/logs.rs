@@ -1,0 +1,41 @@
+//! Where log lines go, and which.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use testkit::wait_until;
+
+use crate::fixture::{Fixture, PATIENCE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_go_to_files_and_change_their_levels_while_the_node_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let lines = format!("format = \"json\"\ndirectory = {:?}\ndays_kept = 2\n", directory.path());
+    let node = Fixture::with_table("log", &lines, "", &[]).await;
+    let logged = || -> Vec<Value> {
+        let files = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path());
+        let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|of| of == "log")).collect();
+        let texts = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect::<String>();
+        texts.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+    };
+    let (_, before) = node.get("/v1/log").await;
+    assert_eq!(before["level"], "warn,consensus::net::service=info");
+    let set = async |level: &str| {
+        node.send(node.request(Method::PUT, "/v1/log").json(&json!({"level": level}))).await
+    };
+    // The line that says so is of level `warn` itself.
+    for level in ["error", "warn,engine=debug"] {
+        assert_eq!(set(level).await, (StatusCode::OK, json!({"level": level})));
+    }
+    let told = |levels: &str| logged().iter().any(|line| line["levels"] == levels && line["level"] == "WARN");
+    wait_until("the line of a level at which it is logged", PATIENCE, async || {
+        told("warn,engine=debug").then_some(())
+    })
+    .await
+    .unwrap();
+    assert!(!told("error"));
+    let (status, refused) = set("engine=loud").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(refused["detail"].as_str().unwrap().contains("engine=loud"), "{refused}");
+    // What is refused changes nothing.
+    assert_eq!(node.get("/v1/log").await.1["level"], "warn,engine=debug");
+}
