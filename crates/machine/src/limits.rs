@@ -40,6 +40,9 @@ pub const SWEEP_ROWS_PER_COMMAND: usize = 1_024;
 /// Events of a session that is imported or forked. They are applied again in one command.
 pub const IMPORT_EVENTS_MAX: usize = 10_000;
 
+/// Retries of such a session, each of which looks at all of its steps.
+pub const IMPORT_RETRIES_MAX: usize = 100;
+
 /// Bytes of such a session, as it is encoded.
 pub const IMPORT_BYTES_MAX: usize = 4 << 20;
 

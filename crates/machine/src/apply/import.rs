@@ -7,7 +7,9 @@ use ids::{Seq, SessionId, Timestamp};
 use super::{Result, check_len, check_value, run::Run};
 use crate::{
     Durability, Effect, EventData, History, Key, Outcome, PendingRow, Refusal, Row, SessionLimits,
-    SessionRow, StartSession, Tables, TimerKind, Work, limits::IMPORT_EVENTS_MAX, replay,
+    SessionRow, StartSession, Tables, TimerKind, Work,
+    limits::{IMPORT_EVENTS_MAX, IMPORT_RETRIES_MAX},
+    replay,
 };
 
 pub(super) fn import<T: Tables>(
@@ -27,6 +29,9 @@ pub(super) fn import<T: Tables>(
         };
     }
     check_len("events", history.events.len(), IMPORT_EVENTS_MAX)?;
+    // Each looks at every step, and all of it is one command.
+    let retries = history.events.iter().filter(|event| event.data == EventData::SessionRetried).count();
+    check_len("retries", retries, IMPORT_RETRIES_MAX)?;
     for value in history.events.iter().filter_map(|event| event.data.value()) {
         check_value("value", value)?;
     }

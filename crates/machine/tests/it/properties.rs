@@ -383,6 +383,8 @@ impl World {
             out: self.out.clone(),
         };
         world.apply(command);
+        let retries = events.iter().filter(|event| event.data == EventData::SessionRetried).count();
+        assert!(retries < 100, "more than can be imported: {retries}");
         let row = world.tables.session(new).unwrap();
         assert_eq!((row.tenant.as_str(), row.next_seq.0), ("other", events.len() as u64 + 1));
         let events: Vec<Event> =
