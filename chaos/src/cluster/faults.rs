@@ -78,6 +78,12 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether it is a planned change of which clients are told before: no call may fail.
+    #[must_use]
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::Drain | Self::Transfer | Self::RollingRestart)
+    }
+
     /// Whether it needs a network of its own.
     #[must_use]
     pub fn is_of_network(self) -> bool {

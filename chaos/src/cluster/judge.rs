@@ -97,6 +97,11 @@ pub(super) async fn judge(
             verdict.violations.push(format!("{kind:?} never happened"));
         }
     }
+    let came_to_nothing =
+        load.history.operations().iter().filter(|of| !matches!(of.fate, Fate::Ok(_))).count();
+    if kinds.iter().all(|kind| kind.is_planned()) && came_to_nothing > 0 {
+        verdict.violations.push(format!("planned changes cost clients {came_to_nothing} calls"));
+    }
     let cut_off = load.workers_cut_off.load(Ordering::Relaxed);
     if cut_off == 0 {
         verdict.violations.push("no worker was cut off".into());

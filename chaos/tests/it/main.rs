@@ -38,6 +38,12 @@ async fn an_upgrade_can_be_taken_back_until_it_is_finalized() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn planned_changes_fail_no_call() {
+    let faults = vec![Fault::RollingRestart, Fault::Drain, Fault::Transfer];
+    cluster_survives(10, 3, Scenario::of("planned", faults)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn five_nodes_survive_kills_and_partitions() {
     let faults =
         vec![Fault::KillLeader, Fault::IsolateLeader, Fault::Bridge, Fault::PauseLeader, Fault::Drain];

@@ -429,7 +429,7 @@ pub(super) async fn workflow(
     Tenant(tenant): Tenant,
     Path(name): Path<String>,
 ) -> Reply {
-    ok(app.sessions.workflow(&tenant, &name)?)
+    ok(app.sessions.workflow(&tenant, &name).await?)
 }
 
 /// The body is the workflow's source, YAML or JSON.

@@ -33,7 +33,7 @@ impl Sessions {
     pub(crate) async fn import(&self, tenant: &str, workflow: &str, history: &str) -> Result<Started> {
         let bytes = STANDARD.decode(history).map_err(|error| invalid(&format!("not base64: {error}")))?;
         let history = decode_history(&bytes).map_err(|error| invalid(&error.to_string()))?;
-        let (_, definition) = self.definition(tenant, &WorkflowRef::Source(workflow.to_owned()))?;
+        let (_, definition) = self.definition(tenant, &WorkflowRef::Source(workflow.to_owned())).await?;
         let pinned = match history.events.first().map(|event| &event.data) {
             Some(EventData::SessionStarted { definition, .. }) => *definition,
             _ => return Err(invalid("it does not begin with a session's start")),

@@ -19,7 +19,7 @@ use crate::error::{self, ApiError};
 impl Sessions {
     /// Starts a session, or finds the one that the same request started.
     pub(crate) async fn start(&self, tenant: &str, start: Start) -> Result<Started> {
-        let (name, definition) = self.definition(tenant, &start.workflow)?;
+        let (name, definition) = self.definition(tenant, &start.workflow).await?;
         let identity = self.node.identity();
         let id = match start.id {
             Some(id) if id.region() != identity.region || id.shard().0 >= identity.shards => {
@@ -104,8 +104,12 @@ impl Sessions {
         Ok((row, definition))
     }
 
-    fn check_owner(&self, tenant: &str, id: SessionId) -> Result<&Group> {
+    async fn check_owner(&self, tenant: &str, id: SessionId) -> Result<&Group> {
         let group = self.group_of(id)?;
+        if self.owned(&group.view(), tenant, id).is_err() {
+            // This replica may be behind: what it does not have may be there.
+            self.read(group).await?;
+        }
         let view = group.view();
         let found = self.owned(&view, tenant, id);
         view.check()?;
@@ -121,7 +125,7 @@ impl Sessions {
         payload: &Value,
         key: Option<&str>,
     ) -> Result<()> {
-        let group = self.check_owner(tenant, id)?;
+        let group = self.check_owner(tenant, id).await?;
         let signal = key.map_or_else(rand::random, |key| hash(&[tenant, "signal", key]));
         let payload = Bytes::from(payload.to_string());
         self.propose(group, Command::Signal { session: id, name, payload, id: signal }).await.map(|_| ())
@@ -135,29 +139,33 @@ impl Sessions {
         step: Option<&str>,
         decision: Decision,
     ) -> Result<()> {
-        let group = self.check_owner(tenant, id)?;
-        let step = step.map(|step| self.find_step(group, tenant, id, step)).transpose()?;
+        let group = self.check_owner(tenant, id).await?;
+        let step = match step {
+            Some(step) => Some(self.find_step(group, tenant, id, step).await?),
+            None => None,
+        };
         let approval = Approval { decision, by: tenant.into() };
         self.propose(group, Command::Approve { session: id, step, approval }).await.map(|_| ())
     }
 
     /// Ends a session.
     pub(crate) async fn cancel(&self, tenant: &str, id: SessionId, reason: String) -> Result<()> {
-        let group = self.check_owner(tenant, id)?;
+        let group = self.check_owner(tenant, id).await?;
         self.propose(group, Command::Cancel { session: id, reason }).await.map(|_| ())
     }
 
     /// Runs the failed steps of a failed session again.
     pub(crate) async fn retry(&self, tenant: &str, id: SessionId) -> Result<()> {
-        let group = self.check_owner(tenant, id)?;
+        let group = self.check_owner(tenant, id).await?;
         self.propose(group, Command::Retry { session: id }).await.map(|_| ())
     }
 
     /// A waiting step by its path (`files[0]/review`) or number (`3.5`).
-    fn find_step(&self, group: &Group, tenant: &str, id: SessionId, name: &str) -> Result<StepId> {
+    async fn find_step(&self, group: &Group, tenant: &str, id: SessionId, name: &str) -> Result<StepId> {
         if let Ok(step) = name.parse() {
             return Ok(step);
         }
+        self.read(group).await?;
         let view = group.view();
         let (_, definition) = self.owned(&view, tenant, id)?;
         let values = Values::new(&view, id, &definition);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use consensus::Group;
 use ids::ShardId;
 use machine::{Command, Definition, Key, Read as _, Row};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use crate::error::{self, ApiError};
 
 impl Sessions {
     /// The definition that a name or source stands for.
-    pub(super) fn definition(
+    pub(super) async fn definition(
         &self,
         tenant: &str,
         workflow: &WorkflowRef,
@@ -22,13 +23,15 @@ impl Sessions {
                 Ok((definition.name.clone(), Arc::new(definition)))
             }
             WorkflowRef::Name(name) => {
-                let view = self.group(ShardId(0))?.view();
-                if let Some(Row::Workflow(row)) = view.get(&Key::Workflow(tenant.into(), name.clone()))
-                    && let Some(definition) = view.definition(row.definition)
-                {
+                let group = self.group(ShardId(0))?;
+                if let Some(definition) = named(group, tenant, name)? {
                     return Ok((name.clone(), definition));
                 }
-                view.check()?;
+                // This replica may be behind: what it does not have may be there.
+                self.read(group).await?;
+                if let Some(definition) = named(group, tenant, name)? {
+                    return Ok((name.clone(), definition));
+                }
                 let source = workflow::builtin(name).ok_or_else(|| {
                     ApiError::new(error::UNKNOWN_WORKFLOW, format!("no workflow is named {name:?}"))
                 })?;
@@ -73,10 +76,22 @@ impl Sessions {
     }
 
     /// A workflow with its source.
-    pub(crate) fn workflow(&self, tenant: &str, name: &str) -> Result<Value> {
-        let (name, definition) = self.definition(tenant, &WorkflowRef::Name(name.into()))?;
+    pub(crate) async fn workflow(&self, tenant: &str, name: &str) -> Result<Value> {
+        let (name, definition) = self.definition(tenant, &WorkflowRef::Name(name.into())).await?;
         Ok(json!({"name": name, "definition": definition.hash.to_string(), "source": definition.source}))
     }
+}
+
+/// What a name stands for on this replica.
+fn named(group: &Group, tenant: &str, name: &str) -> Result<Option<Arc<Definition>>> {
+    let view = group.view();
+    let row = view.get(&Key::Workflow(tenant.into(), name.into()));
+    let definition = match row {
+        Some(Row::Workflow(row)) => view.definition(row.definition),
+        _ => None,
+    };
+    view.check()?;
+    Ok(definition)
 }
 
 fn compile(file: &str, source: &str) -> Result<Definition> {
