@@ -235,6 +235,9 @@ async fn check_session(urls: &[String], load: &Load, id: &str) -> anyhow::Result
     violations.extend(checks::dispatches_rise(id, &events));
     violations.extend(checks::outcomes_are_of_their_dispatch(id, &events));
     violations.extend(checks::ends_once(id, &events));
+    if let Some((from, to)) = load.times() {
+        violations.extend(checks::times_are_within(id, &events, &from, &to));
+    }
     let audit = load.get(&urls[0], &format!("/v1/sessions/{id}/audit")).await?;
     if audit["intact"] != true {
         violations.push(format!("{id}: broken hash chain: {audit}"));

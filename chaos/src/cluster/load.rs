@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ids::Timestamp;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use testkit::{
@@ -31,6 +32,10 @@ const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// A client with a key that knows every node must succeed within this time, whatever happens to one of them.
 const DEADLINE: Duration = Duration::from_secs(15);
+
+/// How far a shard's time may be from that of this machine: it follows the agreed time at a tenth of real time, which
+/// may be half a second from it.
+const TIME_TOLERANCE_MS: u64 = 5_000;
 
 const REGISTER: &str = "\
 name: chaos-register
@@ -105,6 +110,13 @@ pub(super) struct Load {
     acknowledged: Mutex<BTreeMap<String, String>>,
     violations: Mutex<Vec<String>>,
     notes: Mutex<Vec<Injected>>,
+    began: Timestamp,
+}
+
+/// The clock of this machine, by which that of its nodes is judged.
+fn wall() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Timestamp(u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000)
 }
 
 impl Load {
@@ -129,6 +141,7 @@ impl Load {
             acknowledged: Mutex::default(),
             violations: Mutex::default(),
             notes: Mutex::default(),
+            began: wall(),
         };
         let session =
             if load.grpc.read().is_ok_and(|grpc| grpc.is_empty()) { SESSION_ALONE } else { SESSION };
@@ -221,6 +234,17 @@ impl Load {
 
     pub(super) fn notes(&self) -> Vec<Injected> {
         self.notes.lock().map(|notes| notes.clone()).unwrap_or_default()
+    }
+
+    /// From when to when anything may have happened, by this machine's clock. `None` on a cluster that was there: it
+    /// may have another.
+    pub(super) fn times(&self) -> Option<(String, String)> {
+        if self.grpc.read().is_ok_and(|grpc| grpc.is_empty()) {
+            return None;
+        }
+        let to = wall().plus_millis(TIME_TOLERANCE_MS);
+        let from = Timestamp(self.began.0.saturating_sub(TIME_TOLERANCE_MS * 1000));
+        Some((from.to_string(), to.to_string()))
     }
 
     pub(super) fn acknowledged(&self) -> BTreeMap<String, String> {

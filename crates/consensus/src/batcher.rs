@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
-use ids::{NodeId, Position, ShardId};
+use ids::{NodeId, Position, ShardId, Timestamp};
 use machine::{Command, MACHINE_VERSION, Outcome, Read as _, Refusal};
 use openraft::{
     async_runtime::watch::WatchReceiver as _, errors::ClientWriteError, impls::ProgressResponder,
 };
+use parking_lot::Mutex;
 use proto::record::Entry;
 use storage::StateDb;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -33,8 +34,9 @@ const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Commands in one entry.
 const ENTRY_COMMANDS_MAX: usize = 1024;
 
-/// How long a new leader waits for the nodes to have compared their clocks.
-const COMPARE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a new leader waits for most nodes to have compared their clocks: longer than a round of greetings takes
+/// that nobody answers, after which there is one more.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A command that waits for its entry. The answer comes with the index of the entry.
 pub(crate) struct Proposal {
@@ -65,13 +67,30 @@ pub(crate) struct Batcher {
     pub(crate) clock: Arc<ClusterClock>,
     pub(crate) anchor: Option<Anchor>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) time: ShardTime,
 }
 
 /// What a leader knows of its shard besides the tables: what it has proposed.
 struct Term {
     term: u64,
     position: Position,
-    clock: ShardClock,
+}
+
+/// The clock of a shard on this node, in the last term in which something was proposed here.
+#[derive(Clone, Default)]
+pub(crate) struct ShardTime(Arc<Mutex<Option<(u64, ShardClock)>>>);
+
+impl ShardTime {
+    /// The shard's time, if it was proposed in this term.
+    pub(crate) fn now(&self, term: u64, clock: &dyn Clock) -> Option<Timestamp> {
+        let mut time = self.0.lock();
+        let (of, shard) = time.as_mut()?;
+        (*of == term).then(|| shard.now(clock))
+    }
+
+    fn start(&self, term: u64, shard: ShardClock) {
+        *self.0.lock() = Some((term, shard));
+    }
 }
 
 impl Batcher {
@@ -153,7 +172,8 @@ impl Batcher {
         // In a cluster, what most nodes say; alone, what this node remembers.
         let remembered = || self.anchor.as_ref().map(|anchor| anchor.trusted(clock));
         let trusted = self.clock.agreed().or_else(remembered).unwrap_or_else(|| clock.wall());
-        Term { term, position: row.position, clock: ShardClock::start(row.now, trusted, clock) }
+        self.time.start(term, ShardClock::start(row.now, trusted, clock));
+        Term { term, position: row.position }
     }
 
     async fn propose(
@@ -180,11 +200,13 @@ impl Batcher {
             }
         }
         term.position = Position(term.position.0 + 1);
+        // This term's clock was started with it.
+        let now = self.time.now(term.term, self.clock.as_ref()).unwrap_or_default();
         let entry = Entry {
             incarnation: 0,
             epoch: ids::Epoch(0),
             position: term.position,
-            now: term.clock.now(self.clock.as_ref()),
+            now,
             machine_version: MACHINE_VERSION,
             commands,
         };

@@ -44,6 +44,10 @@ const OFFSET_MAX: u64 = 500_000;
 
 /// The clocks of this machine, with the wall clock set right where most nodes of the cluster say that it is wrong: a
 /// node whose clock is an hour ahead must not fire an hour's timers when it comes to lead.
+///
+/// From one comparison to the next its time goes on with the steady clock. A jump of the wall clock is so taken for
+/// what the next comparison says that it is, and for nothing until then: with the old correction on top, a clock that
+/// was just put right would be as wrong as before, the other way.
 pub struct ClusterClock {
     machine: Arc<dyn Clock>,
     compared: watch::Sender<Compared>,
@@ -52,11 +56,17 @@ pub struct ClusterClock {
 /// What comparing clocks has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compared {
+    /// Too few nodes have answered.
     NotYet,
     /// Most nodes do not agree, or there is no other.
     Disagree,
-    /// What to add to the wall clock, in microseconds.
-    Agree(i64),
+    /// What most nodes agree on.
+    Agree {
+        /// The agreed time less this machine's steady clock, in microseconds.
+        ahead_of_boot: i64,
+        /// The agreed time less this machine's wall clock when they were compared, in microseconds.
+        offset: i64,
+    },
 }
 
 impl ClusterClock {
@@ -71,38 +81,48 @@ impl ClusterClock {
         self.machine.wall()
     }
 
-    /// Takes note of how far the wall clocks of other nodes are ahead of this one, in microseconds, in a cluster of so
-    /// many nodes.
+    /// Takes note of how far the wall clocks of other nodes are ahead of the steady clock of this one, in
+    /// microseconds, in a cluster of so many nodes. Compared with the steady clock, what another said a while ago
+    /// stays true if the wall clock of this machine has jumped since.
     pub(crate) fn compare(&self, others: &[i64], nodes: usize) {
-        let mut offsets: Vec<i64> = others.iter().copied().chain([0]).collect();
-        offsets.sort_unstable();
-        let most =
-            |near: i64| offsets.iter().filter(|of| of.abs_diff(near) <= OFFSET_MAX).count() > nodes / 2;
+        let mine = ahead_of_boot(self.machine.wall(), self.machine.boot());
+        let mut all: Vec<i64> = others.iter().copied().chain([mine]).collect();
+        all.sort_unstable();
+        let most = |near: i64| all.iter().filter(|of| of.abs_diff(near) <= OFFSET_MAX).count() > nodes / 2;
+        let agree = |ahead_of_boot: i64| Compared::Agree { ahead_of_boot, offset: ahead_of_boot - mine };
+        let median = all[all.len() / 2];
         let found = if nodes < 2 {
             Compared::Disagree
-        } else if most(0) {
-            Compared::Agree(0)
+        } else if most(mine) {
+            agree(mine)
+        } else if most(median) {
+            agree(median)
+        } else if all.len() > nodes / 2 {
+            Compared::Disagree
         } else {
-            let median = offsets[offsets.len() / 2];
-            if most(median) { Compared::Agree(median) } else { Compared::Disagree }
+            Compared::NotYet
         };
         self.compared.send_if_modified(|before| {
             let is_new = match (*before, found) {
                 // Once set right, it stays so until most nodes say otherwise.
-                (Compared::Agree(_), Compared::Disagree) => false,
-                // What is left of it is how long messages take.
-                (Compared::Agree(before), Compared::Agree(found)) => {
-                    before.abs_diff(found) > OFFSET_MAX / 5 && before != found
+                (_, Compared::NotYet) | (Compared::Agree { .. }, Compared::Disagree) => false,
+                (
+                    Compared::Agree { ahead_of_boot: before, offset: old },
+                    Compared::Agree { ahead_of_boot: found, offset: new },
+                ) => {
+                    // Of another's clock, what is left is how long messages take; where this machine's own is right,
+                    // it is followed.
+                    new == 0 || before.abs_diff(found) > OFFSET_MAX / 5 || old.abs_diff(new) > OFFSET_MAX / 5
                 }
                 (before, found) => before != found,
             };
             if is_new {
                 match found {
-                    Compared::Agree(0) | Compared::NotYet => {}
-                    Compared::Agree(offset) => tracing::error!(
+                    Compared::Agree { offset, .. } if offset != 0 => tracing::error!(
                         offset_ms = offset / 1000,
                         "the clock of this machine is wrong: most nodes have another time, which is used instead"
                     ),
+                    Compared::Agree { .. } | Compared::NotYet => {}
                     Compared::Disagree => tracing::debug!("the clocks of the nodes do not agree"),
                 }
                 *before = found;
@@ -115,30 +135,40 @@ impl ClusterClock {
     #[must_use]
     pub fn offset_ms(&self) -> Option<i64> {
         match *self.compared.borrow() {
-            Compared::Agree(offset) => Some(offset / 1000),
+            Compared::Agree { offset, .. } => Some(offset / 1000),
             _ => None,
         }
     }
 
     /// The time that most nodes agree on, if they do.
     pub(crate) fn agreed(&self) -> Option<Timestamp> {
-        self.offset_ms().map(|_| self.wall())
+        match *self.compared.borrow() {
+            Compared::Agree { ahead_of_boot, .. } => Some(at(ahead_of_boot, self.machine.boot())),
+            _ => None,
+        }
     }
 
-    /// Waits until the clocks were compared once.
+    /// Waits until the clocks of most nodes were compared once.
     pub(crate) async fn compared(&self) {
         // It ends with this clock.
         let _ = self.compared.subscribe().wait_for(|compared| *compared != Compared::NotYet).await;
     }
 }
 
+/// How far a wall clock is ahead of a steady one, in microseconds.
+pub(crate) fn ahead_of_boot(wall: Timestamp, boot: Duration) -> i64 {
+    let ahead = i128::from(wall.0) - i128::try_from(boot.as_micros()).unwrap_or_default();
+    i64::try_from(ahead).unwrap_or_default()
+}
+
+fn at(ahead_of_boot: i64, boot: Duration) -> Timestamp {
+    let boot = u64::try_from(boot.as_micros()).unwrap_or_default();
+    Timestamp(boot.saturating_add_signed(ahead_of_boot))
+}
+
 impl Clock for ClusterClock {
     fn wall(&self) -> Timestamp {
-        let correction = match *self.compared.borrow() {
-            Compared::Agree(offset) => offset,
-            _ => 0,
-        };
-        Timestamp(self.machine.wall().0.saturating_add_signed(correction))
+        self.agreed().unwrap_or_else(|| self.machine.wall())
     }
 
     fn boot(&self) -> Duration {
@@ -162,6 +192,9 @@ const SLEW_PERMILLE: i128 = 100;
 
 /// The clock of a shard on its leader. It never goes back, and follows a jump of the wall clock at a bounded rate, so
 /// that a jump by hours does not fire every deadline at once.
+///
+/// Timers are due by this clock and no other: it may be hours from the wall clock, and yet run at nine tenths of its
+/// speed at least.
 #[derive(Debug)]
 pub struct ShardClock {
     now: Timestamp,
@@ -242,6 +275,8 @@ impl Anchor {
 mod tests {
     use std::sync::Mutex;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     struct Fake(Mutex<(u64, u64, &'static str)>);
@@ -282,26 +317,56 @@ mod tests {
 
     #[test]
     fn a_clock_that_most_nodes_call_wrong_is_set_right() {
-        let clock = ClusterClock::new(Arc::new(fake()));
+        let machine = Arc::new(fake());
+        let clock = ClusterClock::new(Arc::clone(&machine) as Arc<dyn Clock>);
         let (mine, hour) = (clock.machine_wall(), 3_600_000_000);
+        let boot = ahead_of_boot(mine, machine.boot());
+        let compare = |others: &[i64], nodes| {
+            clock.compare(&others.iter().map(|ahead| boot + ahead).collect::<Vec<_>>(), nodes);
+        };
         assert_eq!((clock.offset_ms(), clock.wall()), (None, mine));
+        // Most of three have not answered.
+        compare(&[], 3);
+        assert_eq!((clock.offset_ms(), clock.compared().now_or_never()), (None, None));
         // Both others are an hour behind, a little apart.
-        clock.compare(&[-hour - 3_000, -hour + 4_000], 3);
+        compare(&[-hour - 3_000, -hour + 4_000], 3);
         assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 4_000);
         // Small changes, and where no majority agrees, it stays.
         for others in [&[-hour + 9_000, -hour + 4_000][..], &[-hour], &[], &[-2 * hour, 9 * hour]] {
-            clock.compare(others, 3);
+            compare(others, 3);
             assert_eq!(clock.wall().0.abs_diff(mine.0 - hour.unsigned_abs()), 4_000, "{others:?}");
         }
         // One other node and this one are most of three.
-        clock.compare(&[5], 3);
+        compare(&[5], 3);
         assert_eq!(clock.wall(), mine);
-        clock.compare(&[-hour, 0, 100, 9 * hour], 5);
+        compare(&[-hour, 0, 100, 9 * hour], 5);
         assert_eq!(clock.wall(), mine);
         // Alone, a node knows of no other time.
         let alone = ClusterClock::new(Arc::new(fake()));
         alone.compare(&[], 1);
         assert_eq!((alone.agreed(), alone.wall()), (None, mine));
+    }
+
+    #[test]
+    fn a_clock_that_is_put_right_does_not_drag_the_agreed_time_along() {
+        let machine = Arc::new(fake());
+        let clock = ClusterClock::new(Arc::clone(&machine) as Arc<dyn Clock>);
+        let right = machine.wall();
+        let said = ahead_of_boot(right, machine.boot());
+        clock.compare(&[said, said], 3);
+        // It jumps away and back; before, between and after comparisons the agreed time goes on, second by second.
+        for (hours, passed) in [(-2, 1), (0, 3), (5, 5), (0, 7)] {
+            let true_time = right.0 + passed * 1_000_000;
+            machine.pass(1);
+            machine.jump(true_time.saturating_add_signed(hours * 3_600_000_000) / 1_000_000);
+            assert_eq!(clock.wall(), Timestamp(true_time));
+            // What the others said before the jump is as true after it.
+            clock.compare(&[said, said], 3);
+            assert_eq!(clock.wall(), Timestamp(true_time));
+            assert_eq!(clock.offset_ms(), Some(-hours * 3_600_000));
+            machine.pass(1);
+            assert_eq!(clock.wall(), Timestamp(true_time + 1_000_000));
+        }
     }
 
     #[test]

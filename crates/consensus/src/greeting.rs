@@ -9,11 +9,13 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use ids::{NodeId, ShardId};
+use ids::{NodeId, ShardId, Timestamp};
 use parking_lot::Mutex;
 use proto::peer::{Empty, request, response};
 
-use crate::{Clock as _, ClusterClock, Group, Observer, Release, net::Links, versions::Releases};
+use crate::{
+    Clock as _, ClusterClock, Group, Observer, Release, clock::ahead_of_boot, net::Links, versions::Releases,
+};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,25 +42,27 @@ pub(crate) async fn greet(
         let greetings = nodes.into_iter().filter(|node| *node != me).map(|node| {
             let (links, clock, releases, observer) = (links.clone(), &clock, &releases, &observer);
             async move {
-                let asked = clock.machine_wall();
+                let asked = clock.boot();
                 let answer = links.control(node, ShardId(0), request::Body::Greet(Empty {}), TIMEOUT).await;
                 observer.probed(node, answer.is_ok(), clock.wall());
                 match answer {
                     Ok(response::Body::Greeted(greeted)) => {
-                        // The answer was given between question and now: in the middle, as far as one can tell.
-                        let middle = u64::midpoint(asked.0, clock.machine_wall().0);
-                        let ahead = i128::from(greeted.wall_micros) - i128::from(middle);
                         releases.lock().insert(node, Release::of(&greeted));
-                        Some((greeted.member, i64::try_from(ahead).unwrap_or_default()))
+                        // The answer was given between question and now: in the middle, as far as one can tell. By
+                        // the steady clock, for the wall clock may have jumped; and where this process was stopped
+                        // meanwhile, one can not tell.
+                        let took = clock.boot().saturating_sub(asked);
+                        let theirs = ahead_of_boot(Timestamp(greeted.wall_micros), asked + took / 2);
+                        Some((greeted.member, (took <= TIMEOUT).then_some(theirs)))
                     }
                     _ => None,
                 }
             }
         });
-        let answers: Vec<(bool, i64)> = join_all(greetings).await.into_iter().flatten().collect();
+        let answers: Vec<(bool, Option<i64>)> = join_all(greetings).await.into_iter().flatten().collect();
         if count > 0 {
-            let offsets: Vec<i64> = answers.iter().map(|(_, ahead)| *ahead).collect();
-            clock.compare(&offsets, count);
+            let others: Vec<i64> = answers.iter().filter_map(|(_, theirs)| *theirs).collect();
+            clock.compare(&others, count);
         }
         let is_out = was_member && !answers.is_empty() && answers.iter().all(|(member, _)| !member);
         let mut standing = standing.lock();

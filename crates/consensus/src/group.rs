@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ids::{NodeId, ShardId};
+use ids::{NodeId, ShardId, Timestamp};
 use machine::{Command, Outcome};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use proto::peer::request;
@@ -10,8 +10,8 @@ use storage::{StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Effects,
-    batcher::{HandOver, Proposal},
+    ClusterClock, Effects,
+    batcher::{HandOver, Proposal, ShardTime},
     mutants::{self, Mutant},
     net::Links,
     raft::{Raft, StateMachine},
@@ -106,6 +106,8 @@ pub struct Group {
     pub(crate) effects: Effects,
     pub(crate) state: Arc<StateDb>,
     pub(crate) stopped: watch::Receiver<Option<String>>,
+    pub(crate) clock: Arc<ClusterClock>,
+    pub(crate) time: ShardTime,
 }
 
 impl Group {
@@ -119,6 +121,14 @@ impl Group {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// The shard's time, by which its timers are due. It may be far from the wall clock. `None` if another node leads,
+    /// or nothing was proposed yet since this one does.
+    #[must_use]
+    pub fn now(&self) -> Option<Timestamp> {
+        let Leadership::Here { term } = *self.leadership.borrow() else { return None };
+        self.time.now(term, self.clock.as_ref())
     }
 
     /// The effects of the shard.

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     Clock, ClusterClock, Effects, Group, Leadership, Member, Observer, Peers,
-    batcher::Batcher,
+    batcher::{Batcher, ShardTime},
     clock::Anchor,
     disk::{self, Watcher},
     equality,
@@ -253,7 +253,9 @@ impl Node {
         let (wishes, wished) = mpsc::channel(WISHES_LEN);
         let (lead, leadership) = watch::channel(Leadership::Elsewhere { leader: None });
         let batcher_state = Arc::clone(&self.state);
-        let (clock, member, machine_of_raft) = (Arc::clone(clock), options.member.clone(), machine.clone());
+        let (member, machine_of_raft) = (options.member.clone(), machine.clone());
+        let (clock, time) = (Arc::clone(clock), ShardTime::default());
+        let (clock_of_batcher, time_of_batcher) = (Arc::clone(&clock), time.clone());
         let (follow, first) = (leadership.clone(), log_store.first());
         let network = Network { shard, links: links.clone(), state: Arc::clone(&self.state), first };
         let links_of_follow = links.clone();
@@ -275,9 +277,10 @@ impl Node {
                 shard,
                 raft: raft.clone(),
                 state: batcher_state,
-                clock,
+                clock: clock_of_batcher,
                 anchor,
                 leadership: follow,
+                time: time_of_batcher,
             };
             tokio::spawn(batcher.run(receiver, wished));
             Ok::<_, String>(raft)
@@ -296,6 +299,8 @@ impl Node {
             effects,
             state: Arc::clone(&self.state),
             stopped: self.stopped.clone(),
+            clock,
+            time,
         })
     }
 

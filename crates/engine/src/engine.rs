@@ -171,7 +171,7 @@ impl Runner {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             return;
         };
-        let mut timers = Timers::new(self.group.clone(), Arc::clone(&self.clock));
+        let mut timers = Timers::new(self.group.clone());
         if term.adoption.is_some() {
             let under_way = |work: &Work| self.tasks.lock().contains_key(&(work.session, work.step));
             for work in pending.into_iter().filter(|work| !under_way(work)) {

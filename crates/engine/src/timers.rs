@@ -1,26 +1,25 @@
 //! The timers of a shard: sleeps until the next is due, and proposes that they fire.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use consensus::{Clock, Group};
+use consensus::Group;
 use ids::{SessionId, Timestamp};
 use machine::{Command, Key, Outcome, Read as _, TimerKind};
 
 /// The longest sleep: news of an earlier timer may have been lost.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
-/// The rest after timers that are due by the wall clock did not fire, because the shard's clock is behind it.
+/// The rest after timers were not fired, such as while writes are stopped.
 const REST: Duration = Duration::from_millis(50);
 
 pub(crate) struct Timers {
     group: Group,
-    clock: Arc<dyn Clock>,
     next: Option<Timestamp>,
-    rest: bool,
+    failed: bool,
 }
 
 impl Timers {
-    pub(crate) fn new(group: Group, clock: Arc<dyn Clock>) -> Self {
-        let mut timers = Self { group, clock, next: None, rest: false };
+    pub(crate) fn new(group: Group) -> Self {
+        let mut timers = Self { group, next: None, failed: false };
         timers.look();
         timers
     }
@@ -30,30 +29,41 @@ impl Timers {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
+    /// How long until the next timer is due, by the shard's clock: the wall clock may be hours from it. Where that
+    /// clock does not run yet, firing starts it.
+    fn left(&self) -> Option<Duration> {
+        let next = self.next?;
+        Some(self.group.now().map_or(Duration::ZERO, |now| next.since(now)))
+    }
+
     /// Returns when the next timer is due, or it is time to look again.
     pub(crate) async fn due(&self) {
-        let now = self.clock.wall();
-        let until = self.next.map_or(SLEEP_MAX, |next| next.since(now)).min(SLEEP_MAX);
-        tokio::time::sleep(if self.rest { until.max(REST) } else { until }).await;
+        let until = self.left().unwrap_or(SLEEP_MAX).min(SLEEP_MAX);
+        tokio::time::sleep(if self.failed { until.max(REST) } else { until }).await;
     }
 
     /// Fires what is due.
     pub(crate) async fn fire(&mut self) {
-        let before = self.next;
-        if self.next.is_some_and(|next| next <= self.clock.wall()) {
+        self.failed = false;
+        if self.left().is_some_and(|left| left.is_zero()) {
             loop {
                 match self.group.propose_here(Command::FireTimers).await {
                     Ok((Outcome::Fired { more: true }, _)) => {}
-                    Ok(_) => break,
+                    Ok((Outcome::Fired { more: false }, _)) => break,
+                    Ok((outcome, _)) => {
+                        tracing::debug!(?outcome, "timers were not fired; trying again");
+                        self.failed = true;
+                        break;
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "timers were not fired; trying again");
+                        self.failed = true;
                         break;
                     }
                 }
             }
         }
         self.look();
-        self.rest = self.next.is_some() && self.next == before;
     }
 
     fn look(&mut self) {

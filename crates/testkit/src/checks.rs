@@ -33,6 +33,18 @@ pub fn events_follow_one_another(id: &str, events: &[Value]) -> Vec<String> {
     found
 }
 
+/// C6: no event has a time outside the run, in RFC 3339 with microseconds: a wrong clock of one node becomes nobody
+/// else's.
+#[must_use]
+pub fn times_are_within(id: &str, events: &[Value], from: &str, to: &str) -> Vec<String> {
+    let is_outside = |event: &&Value| event["at"].as_str().is_none_or(|at| at < from || at > to);
+    let outside = events.iter().find(is_outside);
+    let found = |event: &Value| {
+        format!("{id}: event {} is of {}, and the run was from {from} to {to}", seq(event), event["at"])
+    };
+    outside.map(found).into_iter().collect()
+}
+
 /// C2: every step has one outcome, and no event of a step follows it.
 #[must_use]
 pub fn one_outcome_a_step(id: &str, events: &[Value]) -> Vec<String> {
@@ -165,6 +177,8 @@ mod tests {
         assert_eq!((of("2").len(), of("1").len()), (0, 1));
         let gap = [good[0].clone(), good[2].clone()];
         assert_eq!(all(&gap), [1, 0, 0, 0]);
+        let within = |from: &str, to: &str| times_are_within("s", &good[2..], from, to).len();
+        assert_eq!((within("0001", "0003"), within("0003", "0004"), within("0000", "0001")), (0, 1, 1));
         assert_eq!(all(&good[..2]), [0, 0, 0, 1]);
     }
 }

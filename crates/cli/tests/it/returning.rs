@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chaos::api::Api;
 use serde_json::{Value, json};
-use testkit::{Cluster, wait_until};
+use testkit::{Cluster, NodeProcess, free_address, wait_until};
 
 use crate::fixture::PATIENCE;
 
@@ -148,4 +148,29 @@ async fn a_wrong_clock_fires_nothing_too_early() {
         let session = api.get(&format!("/v1/sessions/{long}")).await.unwrap();
         assert_eq!(session["status"], "waiting", "{session}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timers_fire_though_the_shards_clock_is_far_from_the_wall_clock() {
+    let Some(env) = testkit::wrong_clock("+3600s") else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let (http, grpc) = (free_address().unwrap(), free_address().unwrap());
+    let run = async |env: &[(String, String)]| {
+        let node =
+            NodeProcess::start_with_env(temp.path(), http, grpc, "[node]\nshards = 1\n", env).await.unwrap();
+        let api = Api::new(&node.url()).unwrap();
+        api.apply("name: w\nsteps:\n  - {id: a, wait: {for: 200ms}}\n").await.unwrap();
+        let id = api.start("w", &format!("{}-variables", env.len()), &json!(1)).await.unwrap();
+        let ended = wait_until("the timer to fire", PATIENCE, async || {
+            let session = api.get(&format!("/v1/sessions/{id}")).await.ok()?;
+            (session["status"] == "completed").then_some(session)
+        });
+        let session = ended.await.unwrap_or_else(|error| panic!("{error}\n{}", node.log_tail()));
+        node.kill().unwrap();
+        session["created_at"].as_str().unwrap().to_owned()
+    };
+    // Alone, a node knows of no other time than its own; it remembers it when the clock is put right.
+    let ahead = run(&env).await;
+    let later = run(&[]).await;
+    assert!(later > ahead, "{later}: the shard's clock went back, so that this shows nothing");
 }

@@ -38,7 +38,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("backup", &["consensus", "ids", "storage"]),
     ("cli", &["backup", "server", "tls", "worker", "workflow"]),
     ("testkit", &[]),
-    ("chaos", &["providers", "testkit", "worker"]),
+    ("chaos", &["ids", "providers", "testkit", "worker"]),
     (
         "loadtest",
         &[
