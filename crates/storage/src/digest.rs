@@ -93,8 +93,7 @@ impl StateDb {
     }
 
     fn sum(&self, shard: ShardId, rest: impl Fn()) -> Result<Summed, Error> {
-        let snapshot = self.db.snapshot();
-        let incarnation = self.incarnation(shard);
+        let (snapshot, incarnation) = self.snapshot(shard);
         let stored =
             snapshot.get_pinned(digest_key(shard, incarnation))?.map(|bytes| parse(&bytes)).transpose()?;
         let from = keys::prefix(shard, incarnation);

@@ -7,6 +7,8 @@
 use ids::{Digest, ScopeId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{Key, TimerKind};
 
+use crate::Error;
+
 /// The tag of each table, in the order of the variants of [`Key`].
 #[derive(Clone, Copy)]
 #[repr(u8)]
@@ -35,6 +37,24 @@ pub(crate) fn prefix(shard: ShardId, incarnation: u32) -> [u8; 6] {
     prefix[..2].copy_from_slice(&shard.0.to_be_bytes());
     prefix[2..].copy_from_slice(&incarnation.to_be_bytes());
     prefix
+}
+
+/// The first bytes after every key of one life of a shard.
+pub(crate) fn after(shard: ShardId, incarnation: u32) -> [u8; 6] {
+    match incarnation.checked_add(1) {
+        Some(next) => prefix(shard, next),
+        None => prefix(ShardId(shard.0.saturating_add(1)), 0),
+    }
+}
+
+/// Which life of which shard a key of a shard is of.
+pub(crate) fn read_prefix(key: &[u8]) -> Result<(ShardId, u32), Error> {
+    let (Some(shard), Some(incarnation)) =
+        (key.first_chunk(), key.get(2..).and_then(|rest| rest.first_chunk()))
+    else {
+        return Err(Error::corrupt(format!("state, key {key:02x?}"), "not a key of a shard"));
+    };
+    Ok((ShardId(u16::from_be_bytes(*shard)), u32::from_be_bytes(*incarnation)))
 }
 
 /// The key's bytes after the shard's prefix.

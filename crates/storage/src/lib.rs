@@ -17,6 +17,7 @@ mod error;
 mod keys;
 mod log;
 mod notes;
+mod properties;
 mod snapshot;
 mod state;
 

@@ -37,8 +37,7 @@ impl StateDb {
         shard: ShardId,
         mut sink: impl FnMut(Exported) -> Result<(), E>,
     ) -> Result<(), E> {
-        let snapshot = self.db.snapshot();
-        let incarnation = self.incarnation(shard);
+        let (snapshot, incarnation) = self.snapshot(shard);
         let applied = snapshot.get(applied_key(shard, incarnation)).map_err(Error::from)?;
         let nothing = || Error::corrupt(format!("state of shard {shard}"), "nothing is applied");
         sink(Exported::Applied(applied.ok_or_else(nothing)?.into()))?;
@@ -60,43 +59,75 @@ impl StateDb {
         if rows.is_empty() { Ok(()) } else { sink(Exported::Rows(rows)) }
     }
 
-    /// Begins to write a shard's rows into a fresh incarnation. One import of a shard at a time: another makes this
-    /// one fail.
+    /// Begins to write a shard's rows into an incarnation of its own. Imports of a shard do not know of each other: one
+    /// may begin while another is put into force, as its sender has given up and sends again.
     ///
     /// # Errors
     ///
     /// The disk refuses.
     pub fn import(self: &Arc<Self>, shard: ShardId, applied: Bytes) -> Result<Import, Error> {
-        let mut imports = self.imports.lock();
-        let turn = imports.entry(shard).or_insert(0);
-        *turn += 1;
-        let (turn, incarnation) = (*turn, self.incarnation(shard) + 1);
-        // What an interrupted import left.
-        self.remove(shard, incarnation)?;
+        let incarnation = {
+            let mut begun = self.begun.lock();
+            let last = begun.entry(shard).or_insert(0);
+            *last = self.incarnation(shard).max(*last) + 1;
+            *last
+        };
         let (db, digest) = (Arc::clone(self), RowDigest::default());
-        Ok(Import { db, shard, incarnation, turn, applied, rows: 0, crc32c: 0, digest })
+        Ok(Import { db, shard, incarnation, applied, rows: 0, crc32c: 0, digest, installed: false })
+    }
+
+    /// Removes what interrupted imports have left, and incarnations that are not in force any more.
+    pub(crate) fn sweep(&self) -> Result<(), Error> {
+        let in_force = self.incarnations.lock().clone();
+        let mut batch = WriteBatch::default();
+        let mut next: Vec<u8> = Vec::new();
+        let mut keys = self.db.raw_iterator();
+        // From incarnation to incarnation: one seek each.
+        loop {
+            keys.seek(&next);
+            let Some(key) = keys.key().filter(|key| key.len() >= 6 && key[0] != 0xff) else { break };
+            let (shard, incarnation) = keys::read_prefix(key)?;
+            let after = keys::after(shard, incarnation);
+            if in_force.get(&shard).copied().unwrap_or(0) != incarnation {
+                batch.delete_range(&keys::prefix(shard, incarnation)[..], &after[..]);
+                batch.delete(applied_key(shard, incarnation));
+                batch.delete(digest_key(shard, incarnation));
+            }
+            next = after.to_vec();
+        }
+        keys.status()?;
+        if batch.is_empty() { Ok(()) } else { self.write(batch) }
     }
 
     fn remove(&self, shard: ShardId, incarnation: u32) -> Result<(), Error> {
         let mut batch = WriteBatch::default();
-        batch.delete_range(keys::prefix(shard, incarnation), keys::prefix(shard, incarnation + 1));
+        batch.delete_range(&keys::prefix(shard, incarnation)[..], &keys::after(shard, incarnation)[..]);
         batch.delete(applied_key(shard, incarnation));
         batch.delete(digest_key(shard, incarnation));
         self.write(batch)
     }
 }
 
-/// A shard's state that is not in force yet.
+/// A shard's state that is not in force yet. Dropped before it is, it leaves nothing.
 #[derive(Debug)]
 pub struct Import {
     db: Arc<StateDb>,
     shard: ShardId,
     incarnation: u32,
-    turn: u64,
     applied: Bytes,
     rows: u64,
     crc32c: u32,
     digest: RowDigest,
+    installed: bool,
+}
+
+impl Drop for Import {
+    fn drop(&mut self) {
+        if !self.installed {
+            // If not now, then when the database is opened.
+            let _ = self.db.remove(self.shard, self.incarnation);
+        }
+    }
 }
 
 impl Import {
@@ -104,7 +135,7 @@ impl Import {
     ///
     /// # Errors
     ///
-    /// Not rows, another import began, or the disk refuses.
+    /// Not rows, or the disk refuses.
     pub fn put(&mut self, rows: impl IntoIterator<Item = (Bytes, Bytes)>) -> Result<(), Error> {
         let prefix = keys::prefix(self.shard, self.incarnation);
         let mut batch = WriteBatch::default();
@@ -118,15 +149,7 @@ impl Import {
             self.digest.add(RowDigest::row(&key, &value));
             self.crc32c = row_checksum(self.crc32c, &key, &value);
         }
-        self.check_turn()?;
         self.db.write(batch)
-    }
-
-    fn check_turn(&self) -> Result<(), Error> {
-        if self.db.imports.lock().get(&self.shard) == Some(&self.turn) {
-            return Ok(());
-        }
-        Err(Error::corrupt(format!("snapshot of shard {}", self.shard), "another one has begun"))
     }
 
     /// How many rows were written, and their checksum.
@@ -145,21 +168,27 @@ impl Import {
     ///
     /// # Errors
     ///
-    /// Another import began, or the disk refuses. The old rows stay in force.
-    pub fn install(self) -> Result<(), Error> {
-        self.check_turn()?;
-        let Self { db, shard, incarnation, applied, digest, .. } = self;
-        let old = db.incarnation(shard);
+    /// The disk refuses. The old rows stay in force.
+    pub fn install(mut self) -> Result<(), Error> {
+        let (db, shard, incarnation) = (Arc::clone(&self.db), self.shard, self.incarnation);
         let mut batch = WriteBatch::default();
-        batch.put(applied_key(shard, incarnation), applied);
-        batch.put(digest_key(shard, incarnation), digest.0.to_be_bytes());
+        batch.put(applied_key(shard, incarnation), &self.applied);
+        batch.put(digest_key(shard, incarnation), self.digest.0.to_be_bytes());
         db.write(batch)?;
         db.flush()?;
-        let mut pointer = WriteBatch::default();
-        pointer.put(incarnation_key(shard), incarnation.to_be_bytes());
-        db.write(pointer)?;
-        db.flush()?;
-        db.incarnations.lock().insert(shard, incarnation);
+        let point = |to: u32| {
+            let mut pointer = WriteBatch::default();
+            pointer.put(incarnation_key(shard), to.to_be_bytes());
+            db.write(pointer)
+        };
+        point(incarnation)?;
+        // From here on the pointer may come to the disk: its rows must be there.
+        self.installed = true;
+        if let Err(error) = db.flush() {
+            self.installed = point(db.incarnation(shard)).is_err();
+            return Err(error);
+        }
+        let old = db.incarnations.lock().insert(shard, incarnation).unwrap_or(0);
         db.cache(shard).lock().clear();
         db.remove(shard, old)
     }

@@ -36,8 +36,8 @@ pub struct StateOptions {
 pub struct StateDb {
     pub(crate) db: DB,
     pub(crate) incarnations: Mutex<HashMap<ShardId, u32>>,
-    /// The last import of each shard that was begun.
-    pub(crate) imports: Mutex<HashMap<ShardId, u64>>,
+    /// The incarnation of the last import of each shard that was begun.
+    pub(crate) begun: Mutex<HashMap<ShardId, u32>>,
     caches: Mutex<HashMap<ShardId, Arc<Mutex<RowCache>>>>,
     options: StateOptions,
 }
@@ -111,8 +111,9 @@ impl StateDb {
     ///
     /// Corrupt, or refused by the system.
     pub fn open(path: &Path, options: StateOptions) -> Result<Self, Error> {
-        let db = DB::open(&db_options(&options), path)?;
-        Self::opened(db, options)
+        let db = Self::opened(DB::open(&db_options(&options), path)?, options)?;
+        db.sweep()?;
+        Ok(db)
     }
 
     /// Opens the database to be read: nothing in its directory changes.
@@ -140,7 +141,7 @@ impl StateDb {
         Ok(Self {
             db,
             incarnations: Mutex::new(incarnations),
-            imports: Mutex::default(),
+            begun: Mutex::default(),
             caches: Mutex::default(),
             options,
         })
@@ -184,12 +185,16 @@ impl StateDb {
     /// A view of a shard as it is now.
     #[must_use]
     pub fn view(&self, shard: ShardId) -> View<'_> {
-        View {
-            snapshot: self.db.snapshot(),
-            prefix: keys::prefix(shard, self.incarnation(shard)),
-            cache: self.cache(shard),
-            error: Cell::new(None),
-        }
+        let (snapshot, incarnation) = self.snapshot(shard);
+        let prefix = keys::prefix(shard, incarnation);
+        View { snapshot, prefix, cache: self.cache(shard), error: Cell::new(None) }
+    }
+
+    /// The database as it is now, and the incarnation that is in force in it: no other comes into force, and so none
+    /// is removed, between the two.
+    pub(crate) fn snapshot(&self, shard: ShardId) -> (Snapshot<'_>, u32) {
+        let incarnations = self.incarnations.lock();
+        (self.db.snapshot(), incarnations.get(&shard).copied().unwrap_or(0))
     }
 
     /// Makes everything applied so far durable.
@@ -207,6 +212,12 @@ impl StateDb {
     #[must_use]
     pub fn unflushed_bytes(&self) -> u64 {
         self.db.property_int_value("rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0)
+    }
+
+    /// What `RocksDB` says of the database.
+    #[must_use]
+    pub fn properties(&self) -> Vec<(&'static str, u64)> {
+        crate::properties::of(&self.db)
     }
 
     /// Bytes of table files.

@@ -163,34 +163,50 @@ impl NetStreamAppend<Types> for Client {
             return Box::pin(async move { Ok(answers.boxed()) });
         }
         Box::pin(async move {
-            let mut client =
-                self.links.append_client(self.target).map_err(|status| unreachable(&status.message()))?;
-            let hole = Arc::new(AtomicBool::new(false));
-            let whole = up_to_a_hole(input, Arc::clone(&self.first), Arc::clone(&hole));
-            let mut request = self.links.me().request(self.target, whole.map(wire::append_request));
-            request.metadata_mut().insert(crate::net::header::SHARD, self.shard.0.into());
-            let opened = tokio::time::timeout(OPEN_TIMEOUT, client.append(request));
-            let answers = opened
-                .await
-                .map_err(|_| unreachable(&"the stream of entries did not open in time"))?
-                .map_err(|status| unreachable(&status.message()))?;
-            let known = answers.metadata().get(crate::net::header::MACHINE_VERSION);
-            // Release 0.1 did not say.
-            let known = known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(1);
-            if self.state.view(self.shard).shard().machine_version > known {
-                return Err(unreachable(&"its release is too old to apply entries of this shard"));
+            let opened = self.open(input).await;
+            if opened.is_err() {
+                // openraft rests before it makes a request, and of a stream that does not open it makes none: it
+                // would try again at once, as long as the peer is away.
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
-            let answers = answers.into_inner();
-            let answers = answers.map(|answer| match answer {
-                Ok(answer) => wire::to_append_response(answer).map_err(|error| malformed(&error)),
-                Err(status) => Err(unreachable(&status.message())),
-            });
-            let ended = stream::once(async move {
-                let purged = "the entries that it lacks are purged: it needs the state";
-                hole.load(Ordering::Acquire).then(|| Err(unreachable(&purged)))
-            });
-            Ok(answers.chain(ended.filter_map(std::future::ready)).boxed())
+            opened
         })
+    }
+}
+
+impl Client {
+    /// Opens a stream of entries.
+    async fn open<S>(&self, input: S) -> Result<BoxStream<'static, Appended>, RPCError<Types>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        let mut client =
+            self.links.append_client(self.target).map_err(|status| unreachable(&status.message()))?;
+        let hole = Arc::new(AtomicBool::new(false));
+        let whole = up_to_a_hole(input, Arc::clone(&self.first), Arc::clone(&hole));
+        let mut request = self.links.me().request(self.target, whole.map(wire::append_request));
+        request.metadata_mut().insert(crate::net::header::SHARD, self.shard.0.into());
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, client.append(request));
+        let answers = opened
+            .await
+            .map_err(|_| unreachable(&"the stream of entries did not open in time"))?
+            .map_err(|status| unreachable(&status.message()))?;
+        let known = answers.metadata().get(crate::net::header::MACHINE_VERSION);
+        // Release 0.1 did not say.
+        let known = known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(1);
+        if self.state.view(self.shard).shard().machine_version > known {
+            return Err(unreachable(&"its release is too old to apply entries of this shard"));
+        }
+        let answers = answers.into_inner();
+        let answers = answers.map(|answer| match answer {
+            Ok(answer) => wire::to_append_response(answer).map_err(|error| malformed(&error)),
+            Err(status) => Err(unreachable(&status.message())),
+        });
+        let ended = stream::once(async move {
+            let purged = "the entries that it lacks are purged: it needs the state";
+            hole.load(Ordering::Acquire).then(|| Err(unreachable(&purged)))
+        });
+        Ok(answers.chain(ended.filter_map(std::future::ready)).boxed())
     }
 }
 
@@ -319,4 +335,35 @@ fn export(
         }
     })?;
     send(Part::End(SnapshotEnd { rows: count, crc32c: sum }))
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::StateOptions;
+
+    use super::*;
+    use crate::net::{Identified, Start};
+
+    /// openraft tries again as soon as it is told that a stream did not open.
+    #[tokio::test]
+    async fn a_peer_that_is_away_is_asked_ten_times_a_second_at_most() {
+        let temp = tempfile::tempdir().unwrap();
+        let options = StateOptions { block_cache_bytes: 1 << 20, cached_rows: 8 };
+        let me = Identified { cluster: 1, node: NodeId(1), start: Start { count: 1, mark: 1 } };
+        let mut network = Network {
+            shard: ShardId(0),
+            links: Links::new(me, tokio::runtime::Handle::current(), None),
+            state: Arc::new(StateDb::open(temp.path(), options).unwrap()),
+            first: Arc::default(),
+        };
+        // Nobody listens on a port that was free a moment ago.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let member = Member { peer: free.to_string(), ..Member::default() };
+        let mut client = network.new_client(2, &member).await;
+        let began = tokio::time::Instant::now();
+        let option = RPCOption::new(Duration::from_millis(50));
+        let opened = client.stream_append(stream::pending::<AppendEntriesRequest<Types>>(), option).await;
+        assert!(matches!(opened.err(), Some(RPCError::Unreachable(_))));
+        assert!(began.elapsed() >= RETRY_PAUSE);
+    }
 }

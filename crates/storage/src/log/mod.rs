@@ -159,6 +159,12 @@ impl LogDb {
         self.inner.failing.lock().clone()
     }
 
+    /// What `RocksDB` says of the database; nothing while it is opened again.
+    #[must_use]
+    pub fn properties(&self) -> Vec<(&'static str, u64)> {
+        self.inner.db.read().as_ref().map(crate::properties::of).unwrap_or_default()
+    }
+
     /// How often the log was synced since it was opened.
     #[must_use]
     pub fn syncs(&self) -> u64 {

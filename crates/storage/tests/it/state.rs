@@ -95,6 +95,64 @@ fn installing_replaces_all_rows() {
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
 }
 
+/// The keys of the database that are in no incarnation in force, and those that are.
+fn rows(path: &std::path::Path) -> usize {
+    let db = rocksdb::DB::open_for_read_only(&rocksdb::Options::default(), path, false).unwrap();
+    db.iterator(rocksdb::IteratorMode::Start).filter(|item| item.as_ref().unwrap().0[0] != 0xff).count()
+}
+
+fn part(of: u128) -> (Bytes, Bytes) {
+    let key = storage::encode_key(&Key::SignalId(session(of), 1));
+    (key.into(), proto::record::encode_row(&Row::Present))
+}
+
+#[test]
+fn imports_of_a_shard_do_not_know_of_each_other() {
+    let temp = tempfile::tempdir().unwrap();
+    let target = Arc::new(open(temp.path()));
+    let shard = ShardId(5);
+    let shown = |of: u128| target.view(shard).get(&Key::SignalId(session(of), 1)).is_some();
+    let import = |of: u128| {
+        let mut import = target.import(shard, Bytes::from(format!("{of}"))).unwrap();
+        import.put([part(of), part(of + 100)]).unwrap();
+        import
+    };
+    // A sender gave up when everything was there, and sends again while the first is put into force.
+    let (first, second) = (import(1), import(2));
+    first.install().unwrap();
+    assert_eq!((shown(1), shown(2), shown(101)), (true, false, true));
+    let (third, fourth) = (import(3), import(4));
+    second.install().unwrap();
+    assert_eq!((shown(1), shown(2), shown(102)), (false, true, true));
+    drop(third);
+    assert_eq!((shown(2), shown(102)), (true, true));
+    // All at once, as often as may show something.
+    for round in 5..25u128 {
+        let (a, b) = (import(round), import(round + 30));
+        std::thread::scope(|scope| {
+            scope.spawn(|| a.install().unwrap());
+            scope.spawn(|| drop(import(round + 60)));
+        });
+        assert_eq!((shown(round), shown(round + 100)), (true, true), "round {round}");
+        b.install().unwrap();
+        assert_eq!((shown(round), shown(round + 30), shown(round + 130)), (false, true, true));
+    }
+    assert_eq!(target.applied(shard).unwrap().unwrap(), "54");
+    // What one that is cut short has left is swept when the database is opened.
+    target.flush().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(temp.path()).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    drop(fourth);
+    assert_eq!(rows(copy.path()), 4);
+    let after = open(copy.path());
+    assert!(after.view(shard).get(&Key::SignalId(session(54), 1)).is_some());
+    after.flush().unwrap();
+    drop(after);
+    assert_eq!(rows(copy.path()), 2);
+}
+
 #[test]
 fn a_row_that_changed_since_it_was_written_is_an_error() {
     let key = Key::Workflow("t".into(), "w".into());
