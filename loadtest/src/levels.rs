@@ -1,9 +1,9 @@
 //! Service levels alone: how long it takes to count, and to compare what was counted with what is promised.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use consensus::Observer;
-use ids::{NodeId, Timestamp};
+use ids::{NodeId, ShardId, Timestamp};
 use machine::{Fact, Observed};
 use prost::Message as _;
 use sla::{Indicator, Labels, Level, Recorder, facts::Facts, merge, report};
@@ -88,6 +88,7 @@ impl Observer for Measures {
     }
     fn probed(&self, _: NodeId, _: bool, _: Timestamp) {}
     fn compared(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn committed(&self, _: ShardId, _: usize, _: Duration) {}
     fn changes(&self, now: Timestamp) -> Vec<Note> {
         self.0.tidy(now);
         let changes = self.0.changes().into_iter();

@@ -18,10 +18,13 @@ use openraft::{
 use parking_lot::Mutex;
 use proto::record::Entry;
 use storage::StateDb;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
-    Clock, Leadership, ProposeError,
+    Clock, Leadership, Observer, ProposeError,
     clock::{Anchor, ClusterClock, ShardClock},
     leadership,
     raft::{Body, Raft},
@@ -68,6 +71,7 @@ pub(crate) struct Batcher {
     pub(crate) anchor: Option<Anchor>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) time: ShardTime,
+    pub(crate) observer: Arc<dyn Observer>,
 }
 
 /// What a leader knows of its shard besides the tables: what it has proposed.
@@ -218,10 +222,12 @@ impl Batcher {
             }
             return Err(());
         }
-        let raft = self.raft.clone();
+        let (raft, shard, observer) = (self.raft.clone(), self.shard, Arc::clone(&self.observer));
+        let proposed = Instant::now();
         tokio::spawn(async move {
             match result.await {
                 Ok(Ok(written)) => {
+                    observer.committed(shard, replies.len(), proposed.elapsed());
                     let misplaced = |outcome: &Outcome| {
                         matches!(outcome, Outcome::Refused(Refusal::WrongPosition { .. }))
                     };

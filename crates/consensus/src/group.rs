@@ -233,6 +233,12 @@ impl Group {
         }
     }
 
+    /// How many commands wait to be proposed here.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.proposals.max_capacity() - self.proposals.capacity()
+    }
+
     /// Whether this replica counts in the quorum.
     pub(crate) fn has_vote(&self) -> bool {
         let me = self.links.me().node.0;

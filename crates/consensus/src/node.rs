@@ -256,6 +256,7 @@ impl Node {
         let (member, machine_of_raft) = (options.member.clone(), machine.clone());
         let (clock, time) = (Arc::clone(clock), ShardTime::default());
         let (clock_of_batcher, time_of_batcher) = (Arc::clone(&clock), time.clone());
+        let observer_of_batcher = Arc::clone(&self.observer);
         let (follow, first) = (leadership.clone(), log_store.first());
         let network = Network { shard, links: links.clone(), state: Arc::clone(&self.state), first };
         let links_of_follow = links.clone();
@@ -281,6 +282,7 @@ impl Node {
                 anchor,
                 leadership: follow,
                 time: time_of_batcher,
+                observer: observer_of_batcher,
             };
             tokio::spawn(batcher.run(receiver, wished));
             Ok::<_, String>(raft)
@@ -384,6 +386,12 @@ impl Node {
             unflushed_bytes: self.state.unflushed_bytes(),
             state_bytes: self.state.disk_bytes(),
         }
+    }
+
+    /// What its databases say of themselves: of each, by the name of the property.
+    #[must_use]
+    pub fn databases(&self) -> [(&'static str, Vec<(&'static str, u64)>); 2] {
+        [("log", self.log.properties()), ("state", self.state.properties())]
     }
 
     /// The time: that of this machine, unless most nodes say that it is wrong.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use ids::{NodeId, Timestamp};
+use ids::{NodeId, ShardId, Timestamp};
 use machine::{Fact, Key, Observed, Read, Row, Tables};
 use storage::{Batch, Note, StateDb};
 
@@ -19,6 +19,9 @@ pub trait Observer: Debug + Send + Sync {
     fn probed(&self, node: NodeId, answered: bool, at: Timestamp);
     /// The replicas of a shard were compared: whether a node had what most had.
     fn compared(&self, node: NodeId, equal: bool, at: Timestamp);
+    /// An entry of so many commands was committed and applied by this node, which leads the shard, so long after it was
+    /// proposed.
+    fn committed(&self, shard: ShardId, commands: usize, took: Duration);
     /// What has changed since the last call of what is to outlive the process; without a value, what is to be
     /// forgotten.
     fn changes(&self, now: Timestamp) -> Vec<Note>;
@@ -31,6 +34,7 @@ impl Observer for () {
     fn observe(&self, _: &Observed<'_>, _: Fact<'_>) {}
     fn probed(&self, _: NodeId, _: bool, _: Timestamp) {}
     fn compared(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn committed(&self, _: ShardId, _: usize, _: Duration) {}
     fn changes(&self, _: Timestamp) -> Vec<Note> {
         Vec::new()
     }

@@ -13,7 +13,7 @@ mod time;
 mod trace;
 
 pub use session::SessionId;
-pub use time::Timestamp;
+pub use time::{Date, Timestamp};
 pub use trace::{TRACE_LABEL, TraceContext};
 
 use alloc::string::String;

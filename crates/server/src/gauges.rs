@@ -1,5 +1,8 @@
 //! What this node knows of itself now.
 
+use std::fmt::Write as _;
+
+use consensus::{Leadership, Node};
 use sla::alert::{Gauge, Gauges};
 
 use crate::wiring::App;
@@ -31,6 +34,50 @@ fn number(count: usize) -> f64 {
 pub(crate) fn memory_bytes() -> Option<u64> {
     let statm = procfs::process::Process::myself().ok()?.statm().ok()?;
     Some(statm.resident * procfs::page_size())
+}
+
+/// Writes a family of metrics with one label, in `OpenMetrics`.
+fn family(text: &mut String, (name, help): (&str, &str), label: &str, samples: Vec<(String, u64)>) {
+    // Writing to a string does not fail.
+    let _ = write!(text, "# HELP {name} {help}.\n# TYPE {name} gauge\n");
+    for (of, value) in samples {
+        let _ = writeln!(text, "{name}{{{label}=\"{of}\"}} {value}");
+    }
+}
+
+/// What is known of the replicas of this node and of its databases.
+pub(crate) fn of_node(node: &Node) -> String {
+    let mut text = String::new();
+    let of_shards = |value: &dyn Fn(&consensus::Group) -> Option<u64>| {
+        let groups = node.groups().iter();
+        groups.filter_map(|(shard, group)| Some((shard.0.to_string(), value(group)?))).collect::<Vec<_>>()
+    };
+    let mut shards = |name: &str, help: &str, value: &dyn Fn(&consensus::Group) -> Option<u64>| {
+        family(&mut text, (&format!("orchestra_shard_{name}"), help), "shard", of_shards(value));
+    };
+    shards("led", "1 if this node leads the shard", &|group| {
+        Some(u64::from(matches!(*group.leadership().borrow(), Leadership::Here { .. })))
+    });
+    shards("term", "The term that the replica is in", &|group| Some(group.progress().term));
+    shards("log_from", "The first entry that the replica's log still holds", &|group| {
+        Some(group.progress().log_from)
+    });
+    shards("committed", "The last entry that the replica knows to be committed", &|group| {
+        group.progress().committed
+    });
+    shards("applied", "The last entry that the replica has applied", &|group| group.progress().applied);
+    shards("commands_waiting", "Commands that wait to be proposed by this node", &|group| {
+        u64::try_from(group.waiting()).ok()
+    });
+    let databases = node.databases();
+    for (name, _) in &databases[0].1 {
+        let value = |of: &[(&str, u64)]| of.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
+        let samples =
+            databases.iter().filter_map(|(db, all)| Some(((*db).to_owned(), value(all)?))).collect();
+        let help = "What RocksDB says of the database";
+        family(&mut text, (&format!("orchestra_rocksdb_{name}"), help), "db", samples);
+    }
+    text
 }
 
 /// What the system says of the process, under the names that Prometheus' own clients use; empty where it says nothing.

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use consensus::{Observer, Peers};
 use futures_util::future::join_all;
-use ids::{NodeId, Timestamp};
+use ids::{NodeId, ShardId, Timestamp};
 use machine::{Fact, Observed};
 use prost::Message as _;
 use proto::{
@@ -19,7 +19,7 @@ use proto::{
 };
 use serde_json::{Value, json};
 use sla::{
-    Indicator, Labels, Level, Objective, Recorder, Scope, Series, Window,
+    Indicator, Labels, Level, Maintenance, Objective, Recorder, Scope, Series, Window,
     alert::{Gauges, Rule},
     facts::Facts,
     merge, message, report,
@@ -36,6 +36,7 @@ pub(crate) struct Levels {
     facts: Facts,
     objectives: Vec<Objective>,
     alerts: Vec<Rule>,
+    maintenance: Vec<Maintenance>,
 }
 
 /// What all nodes have said.
@@ -47,9 +48,9 @@ pub(crate) struct Heard {
 }
 
 impl Levels {
-    pub(crate) fn new(objectives: Vec<Objective>, alerts: Vec<Rule>) -> Self {
+    pub(crate) fn new(objectives: Vec<Objective>, alerts: Vec<Rule>, maintenance: Vec<Maintenance>) -> Self {
         let recorder = Arc::new(Recorder::with_edges(sla::prometheus::edges(&objectives, &alerts)));
-        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives, alerts }
+        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives, alerts, maintenance }
     }
 
     /// The rules that say when somebody is to be told.
@@ -91,7 +92,7 @@ impl Levels {
         let (mut silent, mut gauges) = (BTreeSet::new(), Gauges::default());
         let mut merged = Vec::new();
         for level in Level::ALL {
-            let longest = windows.iter().map(|window| window.slots()).filter(|(of, _)| *of == level);
+            let longest = windows.iter().map(|window| window.slots(now)).filter(|(of, _)| *of == level);
             let Some(count) = longest.map(|(_, count)| count).max() else {
                 merged.push(sla::Merged::default());
                 continue;
@@ -164,6 +165,9 @@ impl Levels {
             "objectives": outcomes,
             "series_window": shown.name(),
             "series": series,
+            "maintenance": self.maintenance.iter().map(|of| {
+                json!({"when": of.to_string(), "now": of.covers(now)})
+            }).collect::<Vec<_>>(),
             "nodes_missing": silent.iter().map(|node| node.0).collect::<Vec<_>>(),
         })
     }
@@ -213,6 +217,9 @@ impl Observer for Levels {
     }
 
     fn probed(&self, node: NodeId, answered: bool, at: Timestamp) {
+        if !answered && self.maintenance.iter().any(|of| of.covers(at)) {
+            return;
+        }
         let node = node.to_string();
         self.recorder.happened(Indicator::Uptime, Labels { node: &node, ..Labels::default() }, at, answered);
     }
@@ -226,6 +233,8 @@ impl Observer for Levels {
             equal,
         );
     }
+
+    fn committed(&self, _: ShardId, _: usize, _: Duration) {}
 
     fn changes(&self, now: Timestamp) -> Vec<Note> {
         let gone = self.recorder.tidy(now);

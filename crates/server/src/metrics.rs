@@ -1,6 +1,8 @@
 //! What `/metrics` answers: OpenMetrics text.
 
-use std::sync::atomic::AtomicU64;
+use std::{sync::atomic::AtomicU64, time::Duration};
+
+use ids::ShardId;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -22,12 +24,40 @@ pub(crate) struct Named {
     pub(crate) name: String,
 }
 
+/// A shard.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfShard {
+    shard: u16,
+}
+
+/// How long entries take from proposal to apply, on the node that leads.
+#[derive(Debug, Clone)]
+pub(crate) struct Commits {
+    seconds: Family<OfShard, Histogram, fn() -> Histogram>,
+    commands: Family<OfShard, Counter>,
+}
+
+impl Commits {
+    fn new() -> Self {
+        let seconds: fn() -> Histogram =
+            || Histogram::new([0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]);
+        Self { seconds: Family::new_with_constructor(seconds), commands: Family::default() }
+    }
+
+    pub(crate) fn committed(&self, shard: ShardId, commands: usize, took: Duration) {
+        let of = OfShard { shard: shard.0 };
+        self.seconds.get_or_create(&of).observe(took.as_secs_f64());
+        self.commands.get_or_create(&of).inc_by(commands as u64);
+    }
+}
+
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) request_seconds: Histogram,
     pub(crate) sessions_started: Counter,
     pub(crate) sessions_ended: Counter,
+    pub(crate) commits: Commits,
     pub(crate) work_running: Gauge,
     pub(crate) shards_led: Gauge,
     pub(crate) log_syncs: Gauge<u64, AtomicU64>,
@@ -52,6 +82,7 @@ impl Metrics {
             ]),
             sessions_started: Counter::default(),
             sessions_ended: Counter::default(),
+            commits: Commits::new(),
             work_running: Gauge::default(),
             shards_led: Gauge::default(),
             log_syncs: Gauge::default(),
@@ -82,6 +113,17 @@ impl Metrics {
             "sessions_ended",
             "Sessions that ended, as this node applied it",
             m.sessions_ended.clone(),
+        );
+        registry.register_with_unit(
+            "entry_commit_duration",
+            "From the proposal of an entry to its apply, on the node that leads the shard",
+            Unit::Seconds,
+            m.commits.seconds.clone(),
+        );
+        registry.register(
+            "commands_committed",
+            "Commands of the entries that this node has committed as leader",
+            m.commits.commands.clone(),
         );
         registry.register("work_running", "Work under way or waiting for its turn", m.work_running.clone());
         registry.register("shards_led", "Shards that this node leads", m.shards_led.clone());

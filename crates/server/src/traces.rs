@@ -29,7 +29,7 @@ use storage::Note;
 use tokio::sync::watch;
 use workflow::{Spec, Task};
 
-use crate::{config, levels::Levels};
+use crate::{config, levels::Levels, metrics::Commits};
 
 /// The kinds of spans, besides those of steps.
 const REQUEST: u64 = 1;
@@ -368,6 +368,7 @@ mod gen_ai {
 pub(crate) struct Told {
     pub(crate) levels: Arc<Levels>,
     pub(crate) traces: Option<Arc<Traces>>,
+    pub(crate) commits: Commits,
 }
 
 impl Observer for Told {
@@ -384,6 +385,10 @@ impl Observer for Told {
 
     fn compared(&self, node: NodeId, equal: bool, at: Timestamp) {
         self.levels.compared(node, equal, at);
+    }
+
+    fn committed(&self, shard: ShardId, commands: usize, took: Duration) {
+        self.commits.committed(shard, commands, took);
     }
 
     fn changes(&self, now: Timestamp) -> Vec<Note> {

@@ -139,11 +139,14 @@ impl Server {
         let identity = identify(&config, &http_listener, tls.as_ref()).await?;
         let objectives = config.sla.objectives().map_err(StartError::Objectives)?;
         let alerts = config.alerts.rules(&objectives).map_err(StartError::Alerts)?;
-        let levels = Arc::new(Levels::new(objectives, alerts));
+        let maintenance = config.sla.maintenance().map_err(StartError::Objectives)?;
+        let levels = Arc::new(Levels::new(objectives, alerts, maintenance));
         let mut options = node_options(&config, identity, [http, grpc, peer], tls.clone());
         let traces = config.traces.as_ref().map(|of| Traces::new(of, &options.member.name)).transpose();
         let traces = traces.map_err(|error| StartError::Traces(format!("[traces]: {error}")))?.map(Arc::new);
-        let told = Told { levels: Arc::clone(&levels), traces: traces.clone() };
+        let metrics = Metrics::new();
+        let commits = metrics.commits.clone();
+        let told = Told { levels: Arc::clone(&levels), traces: traces.clone(), commits };
         options.observer = Arc::new(told) as Arc<dyn Observer>;
         let node = Node::start(options, peer_listener, Arc::new(SystemClock)).await?;
         if let Some(traces) = &traces {
@@ -164,7 +167,7 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let app = Arc::new(App {
             sessions: Sessions::new(node, engines, workers, router),
-            metrics: Metrics::new(),
+            metrics,
             tokens,
             config: serde_json::to_value(&config).unwrap_or_default(),
             stopping: stopping.clone(),

@@ -150,11 +150,12 @@ function objective(of, signal) {
 export async function sla({ query, signal }) {
   const window = query.get('window') ?? '';
   const [report, alerts] = await Promise.all([get(`/v1/sla${window ? `?window=${window}` : ''}`, signal), alertsOf(signal)]);
-  const windows = [['', 'of each objective'], ['1m', '1 minute'], ['5m', '5 minutes'], ['1h', '1 hour'], ['24h', '24 hours'], ['30d', '30 days']];
+  const windows = [['', 'of each objective'], ['1m', '1 minute'], ['5m', '5 minutes'], ['1h', '1 hour'], ['24h', '24 hours'], ['30d', '30 days'], ['month', 'this month']];
   return [
     h('h1', {}, 'Service levels'),
     h('form', { onsubmit: (event) => event.preventDefault() }, select('Window', window, windows, (value) => go('/sla', { window: value }))),
     report.nodes_missing.length ? h('p', { class: 'bad' }, `${report.nodes_missing.length} nodes do not answer: what only they have measured is missing.`) : null,
+    report.maintenance.length ? h('p', { class: 'quiet' }, `Maintenance, which uptime does not count: ${report.maintenance.map((of) => of.when + (of.now ? ' (now)' : '')).join('; ')}.`) : null,
     h('div', { class: 'cards' }, report.objectives.map((of) => objective(of, signal))),
     h('h2', {}, 'Alerts'),
     table('Alerts', [

@@ -13,6 +13,7 @@ pub mod alert;
 mod cell;
 pub mod facts;
 mod indicator;
+pub mod maintenance;
 mod merge;
 mod objective;
 pub mod prometheus;
@@ -22,6 +23,7 @@ mod spent;
 
 pub use cell::Cell;
 pub use indicator::{Indicator, Kind, Labels, Scope, Series};
+pub use maintenance::Maintenance;
 pub use merge::{Merged, merge};
 pub use objective::{Comparator, Error, Objective, Statistic, built_in, parse};
 pub use recorder::{Level, Recorder, Window};

@@ -131,7 +131,8 @@ pub fn built_in(tier: u8) -> Vec<Objective> {
 
 /// Reads objectives: `[[objectives]]` with `name`, `indicator`, `statistic` (p50, p95, p99, ..., mean, ratio),
 /// `target` (a duration as `200ms`, `30s`, `5m`, `1h`; for ratios a share, 0 to 1), and, if they are not of all,
-/// `tenant`, `workflow`, `role`, `provider`; `window` is 1m, 5m, 1h, 24h or 30d, and 30d if it is not given.
+/// `tenant`, `workflow`, `role`, `provider`; `window` is 1m, 5m, 30m, 1h, 6h, 24h, 3d, 30d or month (of the calendar,
+/// in UTC), and 30d if it is not given.
 ///
 /// # Errors
 ///

@@ -1,8 +1,12 @@
 //! Counts by the minute, the hour and the day.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    ops::RangeInclusive,
+};
 
-use ids::Timestamp;
+use ids::{Date, Timestamp};
 use parking_lot::Mutex;
 use proto::sla as message;
 
@@ -60,6 +64,17 @@ impl Level {
         at.0 / 1_000_000 / u64::from(self.seconds())
     }
 
+    /// The slot of a minute.
+    fn of_minute(self, minute: u64) -> u64 {
+        minute / u64::from(self.seconds() / 60)
+    }
+
+    /// The minutes of a slot.
+    fn minutes(self, slot: u64) -> RangeInclusive<u64> {
+        let count = u64::from(self.seconds() / 60);
+        slot * count..=slot * count + (count - 1)
+    }
+
     /// The level whose slots are so long.
     #[must_use]
     pub fn of_seconds(seconds: u32) -> Option<Self> {
@@ -86,11 +101,13 @@ pub enum Window {
     ThreeDays,
     /// 30 days, of whole days.
     Month,
+    /// From the first day of the calendar's month on, in UTC.
+    CalendarMonth,
 }
 
 impl Window {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Minute,
         Self::FiveMinutes,
         Self::HalfHour,
@@ -99,6 +116,7 @@ impl Window {
         Self::Day,
         Self::ThreeDays,
         Self::Month,
+        Self::CalendarMonth,
     ];
 
     /// The name in configuration and reports.
@@ -113,6 +131,7 @@ impl Window {
             Self::Day => "24h",
             Self::ThreeDays => "3d",
             Self::Month => "30d",
+            Self::CalendarMonth => "month",
         }
     }
 
@@ -124,7 +143,7 @@ impl Window {
 
     /// The length of its slots, and how many there are besides the current one.
     #[must_use]
-    pub fn slots(self) -> (Level, u64) {
+    pub fn slots(self, now: Timestamp) -> (Level, u64) {
         match self {
             Self::Minute => (Level::Minute, 1),
             Self::FiveMinutes => (Level::Minute, 5),
@@ -134,18 +153,26 @@ impl Window {
             Self::Day => (Level::Hour, 24),
             Self::ThreeDays => (Level::Day, 3),
             Self::Month => (Level::Day, 30),
+            Self::CalendarMonth => (Level::Day, Date::of(now).day - 1),
         }
     }
 
-    /// How long it is, in seconds.
+    /// How long it is, in seconds; the month of the calendar as a whole.
     #[must_use]
-    pub fn seconds(self) -> u64 {
-        let (level, count) = self.slots();
+    pub fn seconds(self, now: Timestamp) -> u64 {
+        if self == Self::CalendarMonth {
+            let Date { year, month, .. } = Date::of(now);
+            let begin = |month| Date { year: year + month / 12, month: month % 12 + 1, day: 1 }.begin();
+            let days = begin(month).unwrap_or_default().since(begin(month - 1).unwrap_or_default());
+            return days.as_secs();
+        }
+        let (level, count) = self.slots(now);
         u64::from(level.seconds()) * count
     }
 }
 
-/// Counts what it is told. Cheap: less than a microsecond, one lock.
+/// Counts what it is told. Cheap: one lock, one histogram. Only minutes are counted in; an hour and a day are what was
+/// packed of them, and the minutes of theirs that are open.
 #[derive(Debug, Default)]
 pub struct Recorder {
     counted: Mutex<Counted>,
@@ -159,21 +186,17 @@ struct Counted {
     series: Vec<Series>,
     /// Since the process began, by series.
     totals: Vec<Totals>,
-    levels: [Slots; Level::ALL.len()],
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    /// Those that are counted in. Seldom more than two.
+    /// The minutes that are counted in. Seldom more than three.
     open: BTreeMap<u64, Open>,
-    /// Those that are over.
-    packed: BTreeMap<u64, Vec<message::Series>>,
+    /// What was counted in minutes that are not open any more, by the level.
+    packed: [BTreeMap<u64, Vec<message::Series>>; Level::ALL.len()],
 }
 
-/// A slot that is counted in, by the ids of series.
+/// What a minute has counted since it was opened.
 #[derive(Debug, Default)]
 struct Open {
-    cells: hashbrown::HashMap<u32, Cell>,
+    /// By the ids of series.
+    cells: Vec<Option<Cell>>,
     /// Whether it has changed since it was last handed out to be kept.
     changed: bool,
 }
@@ -217,36 +240,43 @@ impl Recorder {
         indicator: Indicator,
         labels: Labels<'_>,
         at: Timestamp,
-        count: impl Fn(&mut Cell),
+        count: impl FnOnce(&mut Cell),
         total: impl FnOnce(&mut Totals),
     ) {
         let mut counted = self.counted.lock();
-        let id = counted.id(Key(indicator, labels));
-        total(&mut counted.totals[id as usize]);
-        for level in Level::ALL {
-            let slot = level.slot(at);
-            count(counted.cell(level, slot, id));
+        let id = counted.id(Key(indicator, labels)) as usize;
+        total(&mut counted.totals[id]);
+        let open = counted.open.entry(Level::Minute.slot(at)).or_default();
+        open.changed = true;
+        if open.cells.len() <= id {
+            open.cells.resize(id + 1, None);
         }
+        count(open.cells[id].get_or_insert_with(|| Cell::new(indicator.kind())));
     }
 
     /// Packs what is over, and forgets what is too old: the slots that it forgets.
     pub fn tidy(&self, now: Timestamp) -> Vec<(Level, u64)> {
         let counted = &mut *self.counted.lock();
-        let mut gone = Vec::new();
-        for (level, slots) in Level::ALL.iter().zip(&mut counted.levels) {
-            let late = Timestamp(now.0.saturating_sub(LATE_SECONDS * 1_000_000));
-            let first_open = level.slot(late);
-            // What is not kept yet stays open until it is.
-            let is_over = |slot: &u64, open: &Open| *slot < first_open && !open.changed;
-            let over: Vec<u64> = slots.open.iter().filter(|of| is_over(of.0, of.1)).map(|of| *of.0).collect();
-            for slot in over {
-                let open = slots.open.remove(&slot).unwrap_or_default();
-                slots.packed.insert(slot, pack(&counted.series, &open));
+        let late = Timestamp(now.0.saturating_sub(LATE_SECONDS * 1_000_000));
+        let first_open = Level::Minute.slot(late);
+        // What is not kept yet stays open until it is.
+        let is_over = |minute: &u64, open: &Open| *minute < first_open && !open.changed;
+        let over: Vec<u64> = counted.open.iter().filter(|of| is_over(of.0, of.1)).map(|of| *of.0).collect();
+        for minute in over {
+            for level in Level::ALL {
+                let slot = level.of_minute(minute);
+                let added = counted.value(level, slot, minute..=minute);
+                counted.packed[level as usize].insert(slot, added);
             }
+            counted.open.remove(&minute);
+        }
+        let mut gone = Vec::new();
+        for (level, packed) in Level::ALL.into_iter().zip(&mut counted.packed) {
             let oldest = level.slot(now).saturating_sub(level.kept());
-            let kept = slots.packed.split_off(&oldest);
-            let forgotten = std::mem::replace(&mut slots.packed, kept);
-            gone.extend(forgotten.into_keys().map(|slot| (*level, slot)));
+            // As long as something is to be added, it stays.
+            let is_open = |slot: u64| counted.open.range(level.minutes(slot)).next().is_some();
+            let old = packed.extract_if(..oldest, |slot, _| !is_open(*slot));
+            gone.extend(old.map(|(slot, _)| (level, slot)));
         }
         gone
     }
@@ -254,15 +284,12 @@ impl Recorder {
     /// What has changed since the last call.
     pub fn changes(&self) -> Vec<message::Slot> {
         let counted = &mut *self.counted.lock();
-        let mut changes = Vec::new();
-        for (level, slots) in Level::ALL.iter().zip(&mut counted.levels) {
-            for (number, open) in slots.open.iter_mut().filter(|(_, open)| open.changed) {
-                open.changed = false;
-                let series = pack(&counted.series, open);
-                changes.push(message::Slot { seconds: level.seconds(), number: *number, series });
-            }
+        let mut changed = BTreeSet::new();
+        for (minute, open) in counted.open.iter_mut().filter(|(_, open)| open.changed) {
+            open.changed = false;
+            changed.extend(Level::ALL.map(|level| (level, level.of_minute(*minute))));
         }
-        changes
+        changed.into_iter().map(|(level, slot)| counted.slot(level, slot)).collect()
     }
 
     /// What was counted before this process began. Comes before anything is counted.
@@ -270,7 +297,7 @@ impl Recorder {
         let mut counted = self.counted.lock();
         for slot in slots {
             let Some(level) = Level::of_seconds(slot.seconds) else { continue };
-            counted.levels[level as usize].packed.insert(slot.number, slot.series);
+            counted.packed[level as usize].insert(slot.number, slot.series);
         }
     }
 
@@ -278,14 +305,10 @@ impl Recorder {
     #[must_use]
     pub fn read(&self, level: Level, from: u64) -> Vec<message::Slot> {
         let counted = self.counted.lock();
-        let slots = &counted.levels[level as usize];
-        let numbers: BTreeSet<u64> = slots
-            .packed
-            .range(from..)
-            .map(|of| *of.0)
-            .chain(slots.open.range(from..).map(|of| *of.0))
-            .collect();
-        numbers.into_iter().filter_map(|number| slots.read(&counted.series, level, number)).collect()
+        let packed = counted.packed[level as usize].range(from..).map(|of| *of.0);
+        let open = counted.open.keys().map(|minute| level.of_minute(*minute)).filter(|slot| *slot >= from);
+        let numbers: BTreeSet<u64> = packed.chain(open).collect();
+        numbers.into_iter().map(|number| counted.slot(level, number)).collect()
     }
 }
 
@@ -309,43 +332,42 @@ impl Counted {
         id
     }
 
-    fn cell(&mut self, level: Level, slot: u64, id: u32) -> &mut Cell {
-        if !self.levels[level as usize].open.contains_key(&slot) {
-            self.open(level, slot);
-        }
-        let kind = self.series[id as usize].indicator.kind();
-        let open = self.levels[level as usize].open.entry(slot).or_default();
-        open.changed = true;
-        open.cells.entry(id).or_insert_with(|| Cell::new(kind))
+    fn slot(&self, level: Level, number: u64) -> message::Slot {
+        let series = self.value(level, number, level.minutes(number));
+        message::Slot { seconds: level.seconds(), number, series }
     }
 
-    /// What comes late, or after a restart, is added to what was counted before.
-    fn open(&mut self, level: Level, slot: u64) {
-        let mut open = Open::default();
-        for of in self.levels[level as usize].packed.remove(&slot).into_iter().flatten() {
-            if let Some(series) = Series::decode(&of)
-                && let Some(cell) = Cell::decode(series.indicator.kind(), &of)
-            {
-                let id = self.id(Key(series.indicator, series.labels()));
-                open.cells.insert(id, cell);
+    /// What was packed of a slot, and what open minutes have counted since.
+    fn value(&self, level: Level, slot: u64, minutes: RangeInclusive<u64>) -> Vec<message::Series> {
+        let mut new: BTreeMap<u32, Cow<'_, Cell>> = BTreeMap::new();
+        for (_, open) in self.open.range(minutes) {
+            for (id, cell) in (0u32..).zip(&open.cells) {
+                let Some(cell) = cell else { continue };
+                match new.entry(id) {
+                    Entry::Occupied(mut before) => before.get_mut().to_mut().add(cell),
+                    Entry::Vacant(nothing) => {
+                        nothing.insert(Cow::Borrowed(cell));
+                    }
+                }
             }
         }
-        self.levels[level as usize].open.insert(slot, open);
+        let packed = self.packed[level as usize].get(&slot).into_iter().flatten();
+        let mut all: Vec<message::Series> = packed
+            .map(|of| {
+                let known = Series::decode(of).and_then(|series| self.ids.get(&series).copied());
+                let added = known.and_then(|id| {
+                    let series = &self.series[id as usize];
+                    let before = Cell::decode(series.indicator.kind(), of)?;
+                    let mut cell = new.remove(&id)?.into_owned();
+                    cell.add(&before);
+                    Some(cell.encode(series))
+                });
+                added.unwrap_or_else(|| of.clone())
+            })
+            .collect();
+        all.extend(new.iter().map(|(id, cell)| cell.encode(&self.series[*id as usize])));
+        all
     }
-}
-
-impl Slots {
-    fn read(&self, series: &[Series], level: Level, number: u64) -> Option<message::Slot> {
-        let of = match self.open.get(&number) {
-            Some(open) => pack(series, open),
-            None => self.packed.get(&number)?.clone(),
-        };
-        Some(message::Slot { seconds: level.seconds(), number, series: of })
-    }
-}
-
-fn pack(series: &[Series], open: &Open) -> Vec<message::Series> {
-    open.cells.iter().map(|(id, cell)| cell.encode(&series[*id as usize])).collect()
 }
 
 #[cfg(test)]
@@ -361,6 +383,15 @@ mod tests {
 
     fn count(recorder: &Recorder, level: Level) -> u64 {
         merge(vec![recorder.read(level, 0)]).all(|_| true).count()
+    }
+
+    #[test]
+    fn a_month_of_the_calendar_begins_with_its_first_day() {
+        let month = |year, month, day| {
+            let now = Timestamp(Date { year, month, day }.begin().unwrap().0 + 3_600_000_000);
+            (Window::CalendarMonth.slots(now).1, Window::CalendarMonth.seconds(now) / 86_400)
+        };
+        assert_eq!((month(2028, 2, 29), month(2026, 12, 1), month(2027, 4, 7)), ((28, 29), (0, 31), (6, 30)));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Measured {
 impl Measured {
     /// What was counted in a window up to now.
     pub fn of(&self, series: impl Fn(&Series) -> bool, window: Window, now: Timestamp) -> Cell {
-        let (level, count) = window.slots();
+        let (level, count) = window.slots(now);
         let from = level.slot(now).saturating_sub(count);
         self.level(level).select(series, |slot| slot >= from)
     }
@@ -164,7 +164,7 @@ pub fn evaluate(
     #[allow(clippy::cast_precision_loss, reason = "a time of days")]
     let exhausted_in_seconds = budget_left
         .zip(burn.hour.filter(|burn| *burn > 0.0))
-        .map(|(left, burn)| left.max(0.0) * window.seconds() as f64 / burn);
+        .map(|(left, burn)| left.max(0.0) * window.seconds(now) as f64 / burn);
     let ms = |micros: u64| shown(false, precise(micros));
     Outcome {
         objective: objective.name.clone(),
@@ -214,7 +214,7 @@ pub fn history(
     measured: &Measured,
     now: Timestamp,
 ) -> (u32, Vec<Point>) {
-    let (level, count) = window.slots();
+    let (level, count) = window.slots(now);
     let merged = measured.level(level);
     let slots = level.slot(now).saturating_sub(count)..=level.slot(now);
     let cells: Vec<(u64, Cell)> = slots
@@ -297,7 +297,7 @@ pub(crate) fn needed(objective: &Objective) -> u64 {
 }
 
 fn worst_minute(objective: &Objective, measured: &Measured, now: Timestamp) -> Option<WorstMinute> {
-    let (last, count) = (Level::Minute.slot(now), Window::Hour.slots().1);
+    let (last, count) = (Level::Minute.slot(now), Window::Hour.slots(now).1);
     let is_share = objective.statistic == Statistic::Ratio;
     let mut worst: Option<(u64, f64, u64)> = None;
     for minute in last.saturating_sub(count)..=last {

@@ -15,7 +15,8 @@ pub(crate) enum Command {
     /// What came of every objective: target, number, percentiles, and what is left of the error budget. Exit code 4 if
     /// one is missed.
     Report {
-        /// Over this window instead of each objective's own: 1m, 5m, 1h, 24h or 30d.
+        /// Over this window instead of each objective's own: 1m, 5m, 30m, 1h, 6h, 24h, 3d, 30d or month (of the
+        /// calendar, UTC).
         #[arg(long)]
         window: Option<String>,
         #[command(flatten)]
@@ -69,6 +70,10 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             ("", "/state"),
         ];
         table(&columns, &rows);
+        for of in report["maintenance"].as_array().into_iter().flatten() {
+            let now = if of["now"] == true { "maintenance now" } else { "maintenance" };
+            line(format!("{now}: {}", text(&of["when"])));
+        }
         for node in report["nodes_missing"].as_array().into_iter().flatten() {
             line(format!("node {} did not answer: what only it has measured is missing", text(node)));
         }

@@ -73,6 +73,16 @@ async fn the_api_answers_as_documented() {
     let (_, list) = node.get("/v1/sessions?status=completed&limit=1").await;
     assert_eq!(list["sessions"][0]["id"], json!(id));
     let metrics = node.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    for name in [
+        "orchestra_shard_led{shard=\"0\"} 1\n",
+        "orchestra_shard_commands_waiting{shard=\"0\"} 0\n",
+        "orchestra_rocksdb_table_bytes{db=\"log\"} ",
+        "orchestra_rocksdb_write_stopped{db=\"state\"} 0\n",
+        "orchestra_entry_commit_duration_seconds_count{shard=\"",
+        "orchestra_commands_committed_total{shard=\"",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in:\n{metrics}");
+    }
     assert!(
         metrics.contains("orchestra_sessions_started_total 1") && metrics.ends_with("# EOF\n"),
         "{metrics}"

@@ -13,15 +13,27 @@ pub struct Sla {
     /// A file of `[[objectives]]`: each is added, or takes the place of the documented one of its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objectives: Option<PathBuf>,
+    /// Announced maintenance, the same on every node: a node that does not answer meanwhile does not count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub maintenance: Vec<sla::maintenance::Written>,
 }
 
 impl Default for Sla {
     fn default() -> Self {
-        Self { tier: 3, objectives: None }
+        Self { tier: 3, objectives: None, maintenance: Vec::new() }
     }
 }
 
 impl Sla {
+    /// Announced maintenance.
+    ///
+    /// # Errors
+    ///
+    /// What is none, and what instead.
+    pub fn maintenance(&self) -> Result<Vec<sla::Maintenance>, sla::Error> {
+        self.maintenance.iter().map(sla::maintenance::Written::parse).collect()
+    }
+
     /// All objectives.
     ///
     /// # Errors
@@ -124,6 +136,7 @@ mod tests {
     fn alerts_are_checked_when_the_configuration_is() {
         let refused = |text: &str| Config::parse(text).unwrap().check().unwrap_err().to_string();
         assert!(refused("[alerts]\nevery_seconds = 0").contains("1 to 300"));
+        assert!(refused("[[sla.maintenance]]\nreason = \"r\"").contains("from and until"));
         assert!(refused("[alerts.webhook]\nurl = \"pager\"").contains("http://"));
     }
 
@@ -131,7 +144,7 @@ mod tests {
     fn files_that_are_none_are_said_with_their_path() {
         let sla = Sla { objectives: Some("/nowhere/objectives.toml".into()), ..Sla::default() };
         assert!(sla.objectives().unwrap_err().to_string().starts_with("/nowhere/objectives.toml: "));
-        assert!(Sla { tier: 5, objectives: None }.objectives().unwrap_err().to_string().contains("1 to 4"));
+        assert!(Sla { tier: 5, ..Sla::default() }.objectives().unwrap_err().to_string().contains("1 to 4"));
         let alerts = Alerts { rules: Some("/nowhere/alerts.toml".into()), ..Alerts::default() };
         assert!(alerts.rules(&[]).unwrap_err().to_string().starts_with("/nowhere/alerts.toml: "));
     }

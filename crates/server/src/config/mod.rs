@@ -483,6 +483,7 @@ impl Config {
             ));
         }
         self.alerts.check().map_err(Error::Invalid)?;
+        self.sla.maintenance().map_err(|error| Error::Invalid(error.to_string()))?;
         self.traces.as_ref().map_or(Ok(()), Traces::check).map_err(Error::Invalid)?;
         if !(1..=100_000).contains(&self.node.intake_mib_per_second) {
             return invalid(format!(

@@ -57,6 +57,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let more = [
         app.levels.exposition(),
         gauges::of_process(),
+        gauges::of_node(app.sessions.node()),
         alerts::gauges(&gauges::of(&app), down),
         alerts::exposition(&app),
     ]
