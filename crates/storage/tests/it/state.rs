@@ -139,18 +139,16 @@ fn imports_of_a_shard_do_not_know_of_each_other() {
     }
     assert_eq!(target.applied(shard).unwrap().unwrap(), "54");
     // What one that is cut short has left is swept when the database is opened.
-    target.flush().unwrap();
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(temp.path()).unwrap().map(Result::unwrap) {
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    let temp = tempfile::tempdir().unwrap();
+    let copy = temp.path().join("copy");
+    target.checkpoint(&copy).unwrap();
     drop(fourth);
-    assert_eq!(rows(copy.path()), 4);
-    let after = open(copy.path());
+    assert_eq!(rows(&copy), 4);
+    let after = open(&copy);
     assert!(after.view(shard).get(&Key::SignalId(session(54), 1)).is_some());
     after.flush().unwrap();
     drop(after);
-    assert_eq!(rows(copy.path()), 2);
+    assert_eq!(rows(&copy), 2);
 }
 
 #[test]
