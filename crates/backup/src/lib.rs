@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
+pub use consensus::Pace;
 pub use manifest::{FORMAT, File, Manifest, Shard};
 pub use restore::{Verified, found, verify};
 pub use store::Store;
@@ -103,8 +104,8 @@ pub struct Written {
     pub new_bytes: u64,
 }
 
-/// Writes a backup: the files that the store has not, then the manifest, whose files get their places and checksums
-/// here.
+/// Writes a backup: the files that the store has not, at this pace, then the manifest, whose files get their places and
+/// checksums here.
 ///
 /// # Errors
 ///
@@ -113,6 +114,7 @@ pub async fn create(
     store: &Store,
     source: &impl Source,
     mut manifest: Manifest,
+    pace: &Pace,
 ) -> Result<(Manifest, Written), Error> {
     let known = store.known_files().await?;
     let mut written = Written::default();
@@ -129,7 +131,7 @@ pub async fn create(
         }
         let failed = |reason: String| Error::Source { name: file.name.clone(), reason };
         let bytes = source.open(&file.name).await.map_err(failed)?;
-        let (length, sha256) = store.write(&file.path, bytes.map(|part| part.map_err(failed))).await?;
+        let (length, sha256) = store.write(&file.path, bytes.map(|part| part.map_err(failed)), pace).await?;
         if length != file.bytes {
             return Err(failed(format!("{length} bytes came, not {}", file.bytes)));
         }
@@ -161,4 +163,61 @@ pub async fn keep_newest(store: &Store, keep: usize) -> Result<Vec<String>, Erro
         }
     }
     Ok(old.iter().map(|manifest| manifest.id.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+    use std::time::Duration;
+
+    use futures_util::stream;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    struct Parts;
+
+    impl Source for Parts {
+        async fn open(
+            &self,
+            _: &str,
+        ) -> Result<impl Stream<Item = Result<Bytes, String>> + Send + Unpin, String> {
+            Ok(stream::iter(vec![Ok(Bytes::from_static(&[7; 500])); 4]))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backup_is_copied_at_its_pace() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let file = |name: &str| File {
+            name: name.to_owned(),
+            bytes: 2_000,
+            shared: true,
+            path: String::new(),
+            sha256: String::new(),
+        };
+        let manifest = |id: &str| Manifest {
+            format: FORMAT,
+            id: id.to_owned(),
+            created_at: String::new(),
+            version: String::new(),
+            cluster: String::new(),
+            region: 0,
+            database: "d".to_owned(),
+            shards: Vec::new(),
+            files: vec![file("a.sst"), file("b.sst")],
+            config: serde_json::Value::Null,
+        };
+        let began = Instant::now();
+        let (_, written) = create(&store, &Parts, manifest("1"), &Pace::new(1_000)).await.unwrap();
+        assert_eq!((written.new_files, written.new_bytes), (2, 4_000));
+        // The first part does not wait.
+        assert!(began.elapsed() >= Duration::from_millis(3_500), "{:?}", began.elapsed());
+        let began = Instant::now();
+        let (_, written) = create(&store, &Parts, manifest("2"), &Pace::new(1_000)).await.unwrap();
+        assert_eq!((written.shared_files, written.new_bytes), (2, 0));
+        assert!(began.elapsed() < Duration::from_millis(500), "what is there is not copied again");
+    }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use consensus::Pace;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::{
     ObjectStore, ObjectStoreExt as _, WriteMultipart, aws::AmazonS3Builder, local::LocalFileSystem,
@@ -159,6 +160,7 @@ impl Store {
         &self,
         path: &str,
         mut bytes: impl Stream<Item = Result<Bytes, Error>> + Unpin,
+        pace: &Pace,
     ) -> Result<(u64, String), Error> {
         let mut upload = WriteMultipart::new(self.inner.put_multipart(&Key::from(path)).await?);
         let (mut length, mut sha256) = (0, Sha256::new());
@@ -172,6 +174,8 @@ impl Store {
             };
             length += part.len() as u64;
             sha256.update(&part);
+            // What is copied shares its disk and its network with what clients wait for.
+            pace.take(part.len()).await;
             upload.wait_for_capacity(PARTS_AT_ONCE).await?;
             upload.put(part);
         }

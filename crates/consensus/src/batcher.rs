@@ -163,6 +163,10 @@ impl Batcher {
     /// Hands over the lead. Nothing is proposed meanwhile, so that whoever takes over can have everything.
     async fn grant(&self, wish: HandOver, in_flight: &Arc<Semaphore>) {
         let Ok(_all) = Arc::clone(in_flight).acquire_many_owned(IN_FLIGHT).await else { return };
+        if wish.done.is_closed() {
+            // Whoever wished it has given up.
+            return;
+        }
         leadership::hand_over(&self.raft, self.leadership.clone(), wish.to).await;
         // Whoever wished may be gone.
         let _ = wish.done.send(());

@@ -21,6 +21,9 @@ use crate::{
 /// How long the leader is waited for when it is asked to hand over its lead.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a lead may take to be handed over, with what is on its way before.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Who leads a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leadership {
@@ -216,7 +219,8 @@ impl Group {
         let (done, wait) = oneshot::channel();
         // A full queue, or a shard that has stopped: there is nothing to hand over, or it is under way.
         if self.wishes.try_send(HandOver { to, done }).is_ok() {
-            let _ = wait.await;
+            // Entries that are on their way come first, and where most nodes are gone they never arrive.
+            let _ = tokio::time::timeout(HAND_OVER_TIMEOUT, wait).await;
         }
     }
 

@@ -33,6 +33,7 @@ pub use effects::{Effects, Watch};
 pub use equality::{Comparison, ScrubReport};
 pub use group::{Group, Leadership, Progress, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
+pub use net::Pace;
 pub use node::{Error, Node, NodeOptions, Status};
 pub use observer::Observer;
 pub use peers::{AskError, Peers};

@@ -11,7 +11,7 @@ use std::{
 
 use ::backup::{File, Manifest, Shard, Source, Store};
 use bytes::Bytes;
-use consensus::{Leadership, Node, backup::Error};
+use consensus::{Leadership, Node, Pace, backup::Error};
 use futures_util::Stream;
 use ids::{ShardId, Timestamp};
 use tokio_util::io::ReaderStream;
@@ -158,7 +158,8 @@ async fn turn(app: &App, of: &config::Backup, every: Duration) -> Result<(), ::b
     }
     let manifest = checkpoint(node, &app.config).await?;
     let at = directory(node).join(&manifest.id);
-    let made = ::backup::create(&store, &OnDisk(at.clone()), manifest).await;
+    let pace = Pace::new(of.mib_per_second << 20);
+    let made = ::backup::create(&store, &OnDisk(at.clone()), manifest, &pace).await;
     remove(&at);
     let (manifest, written) = made?;
     tracing::info!(

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use ::backup::{Manifest, Source, Store};
+use ::backup::{Manifest, Pace, Source, Store};
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -28,6 +28,9 @@ pub(crate) enum Command {
         /// Keep so many backups, the newest, and delete the others.
         #[arg(long)]
         keep: Option<usize>,
+        /// Copy at most so many mebibytes a second: the rest of the disk and the network is for what clients wait for.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+        mib_per_second: u64,
         #[command(flatten)]
         remote: Remote,
     },
@@ -75,7 +78,9 @@ pub(crate) struct Which {
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Create { to, keep, remote } => create(&to, keep, &remote).await,
+        Command::Create { to, keep, mib_per_second, remote } => {
+            create(&to, keep, &Pace::new(mib_per_second << 20), &remote).await
+        }
         Command::List { from, output } => list(&from, output).await,
         Command::Verify { which, output } => verify(&which, output).await,
         Command::Restore { which, data_dir, name } => {
@@ -114,13 +119,13 @@ impl Source for OnNode<'_> {
     }
 }
 
-async fn create(to: &str, keep: Option<usize>, remote: &Remote) -> anyhow::Result<ExitCode> {
+async fn create(to: &str, keep: Option<usize>, pace: &Pace, remote: &Remote) -> anyhow::Result<ExitCode> {
     let store = Store::open(to)?;
     let client = remote.client()?;
     let begun = client.post("/v1/backups", &json!({})).await?;
     let manifest: Manifest = serde_json::from_value(begun).context("read the node's checkpoint")?;
     let id = manifest.id.clone();
-    let created = ::backup::create(&store, &OnNode { client: &client, id: &id }, manifest).await;
+    let created = ::backup::create(&store, &OnNode { client: &client, id: &id }, manifest, pace).await;
     // Whatever came of it, the node need not hold on to its files any more.
     let ended = client.request(Method::DELETE, &format!("/v1/backups/{id}"))?.send().await;
     let (manifest, written) = created?;

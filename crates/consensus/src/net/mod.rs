@@ -14,7 +14,7 @@ pub(crate) mod wire;
 
 pub(crate) use lane::CallError;
 pub(crate) use links::{Identified, Links, connect};
-pub(crate) use pace::Pace;
+pub use pace::Pace;
 pub(crate) use service::{Service, serve};
 pub(crate) use starts::{Start, Starts};
 

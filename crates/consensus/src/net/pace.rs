@@ -7,18 +7,20 @@ use tokio::time::{Instant, sleep_until};
 
 /// A bound on bytes a second.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     bytes_per_second: u64,
     free_at: Mutex<Instant>,
 }
 
 impl Pace {
-    pub(crate) fn new(bytes_per_second: u64) -> Self {
+    /// So many bytes a second, at least one.
+    #[must_use]
+    pub fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1), free_at: Mutex::new(Instant::now()) }
     }
 
     /// Waits for the turn of so many bytes: after all that came before.
-    pub(crate) async fn take(&self, bytes: usize) {
+    pub async fn take(&self, bytes: usize) {
         let nanos = u128::from(bytes as u64) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let turn = {
             let mut free_at = self.free_at.lock();

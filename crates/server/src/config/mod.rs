@@ -264,6 +264,14 @@ pub struct Backup {
     /// How many are kept.
     #[serde(default = "default_keep")]
     pub keep: usize,
+    /// Mebibytes a second that are copied, 1 to 100,000: the rest of the disk and the network is for what clients wait
+    /// for. A backup must fit into `every_minutes`.
+    #[serde(default = "default_mib_per_second")]
+    pub mib_per_second: u64,
+}
+
+fn default_mib_per_second() -> u64 {
+    64
 }
 
 fn default_every_minutes() -> u64 {
@@ -476,10 +484,14 @@ impl Config {
             ));
         }
         if let Some(backup) = &self.backup
-            && (backup.to.is_empty() || !(1..=10_080).contains(&backup.every_minutes) || backup.keep == 0)
+            && (backup.to.is_empty()
+                || !(1..=10_080).contains(&backup.every_minutes)
+                || !(1..=100_000).contains(&backup.mib_per_second)
+                || backup.keep == 0)
         {
             return invalid(format!(
-                "[backup] needs a place `to`, `every_minutes` from 1 to 10080 and `keep` of 1 or more; found {backup:?}"
+                "[backup] needs a place `to`, `every_minutes` from 1 to 10080, `keep` of 1 or more and `mib_per_second` \
+                 from 1 to 100000; found {backup:?}"
             ));
         }
         self.alerts.check().map_err(Error::Invalid)?;

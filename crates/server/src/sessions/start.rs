@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use consensus::Group;
+use consensus::{Group, Leadership};
 use engine::values::Values;
 use ids::{Digest, SessionId, ShardId, StepId, TRACE_LABEL};
 use machine::{
@@ -16,6 +16,9 @@ use sha2::Digest as _;
 use super::{Result, Sessions, Start, Started, pending};
 use crate::error::{self, ApiError};
 
+/// Commands that may wait for a shard that is led here before sessions go elsewhere.
+const NEAR_WAITING_MAX: usize = 256;
+
 impl Sessions {
     /// Starts a session, or finds the one that the same request started.
     pub(crate) async fn start(&self, tenant: &str, start: Start) -> Result<Started> {
@@ -27,13 +30,12 @@ impl Sessions {
             }
             Some(id) => id,
             None => {
-                let (shard, unique) = match (&start.lock_key, &start.idempotency_key) {
-                    (lock, _) if !lock.is_empty() => (hash(&[tenant, lock]), rand::random()),
-                    (_, Some(key)) => (hash(&[tenant, key]), rand::random()),
-                    _ => (rand::random(), rand::random()),
+                let shard = match (&start.lock_key, &start.idempotency_key) {
+                    (lock, _) if !lock.is_empty() => self.shard_of(hash(&[tenant, lock])),
+                    (_, Some(key)) => self.shard_of(hash(&[tenant, key])),
+                    _ => self.near_shard(),
                 };
-                let shard = u16::try_from(shard % u128::from(identity.shards)).unwrap_or(0);
-                SessionId::new(identity.region, ShardId(shard), unique)
+                SessionId::new(identity.region, shard, rand::random())
             }
         };
         let input = Bytes::from(start.input.to_string());
@@ -78,6 +80,25 @@ impl Sessions {
         let position = view.shard().position.0;
         view.check()?;
         Ok(Started { id: session, created, status, position })
+    }
+
+    fn shard_of(&self, hash: u128) -> ShardId {
+        ShardId(u16::try_from(hash % u128::from(self.node.identity().shards)).unwrap_or(0))
+    }
+
+    /// A shard for a session that may be anywhere: one that this node leads, so that the start and all that follows on
+    /// it are not forwarded; any of the region, if much waits there.
+    fn near_shard(&self) -> ShardId {
+        let groups = self.node.groups().iter();
+        let near = groups.filter(|(_, group)| {
+            matches!(*group.leadership().borrow(), Leadership::Here { .. })
+                && group.waiting() < NEAR_WAITING_MAX
+        });
+        let near: Vec<ShardId> = near.map(|(shard, _)| *shard).collect();
+        match near.len() {
+            0 => self.shard_of(rand::random()),
+            count => near[rand::random_range(0..count)],
+        }
     }
 
     async fn propose_start(&self, group: &Group, command: Command) -> Result<Option<Outcome>> {
