@@ -584,6 +584,17 @@ mod tests {
         assert!(check("[roles]\ndefault = [\"zai/glm\"]").contains("names no configured provider"));
         let provider = "[providers.p]\nwire = \"openai\"\nbase_url = \"http://127.0.0.1:1/\"\n";
         assert!(check(provider).contains("roles.default"));
+        for wrong in [
+            "to = \"\"",
+            "to = \"b\"\nevery_minutes = 0",
+            "to = \"b\"\nkeep = 0",
+            "to = \"b\"\nmib_per_second = 0",
+        ] {
+            assert!(
+                check(&format!("[backup]\n{wrong}")).contains("`mib_per_second` from 1 to 100000"),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]
