@@ -13,8 +13,11 @@ missing=()
 command -v g++ >/dev/null || missing+=(g++)
 command -v ccache >/dev/null || missing+=(ccache)
 command -v curl >/dev/null || missing+=(curl)
-compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
-  || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null \
+# By the names under which bindgen looks: `libclang-cpp.so`, which LLVM's other packages bring, is another library.
+compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null \
+  || compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null \
+  || compgen -G '/usr/lib/*/libclang.so*' >/dev/null \
+  || compgen -G '/usr/lib/*/libclang-[0-9]*.so*' >/dev/null \
   || [ -n "${LIBCLANG_PATH:-}" ] || missing+=(libclang-dev)
 if [ "${1:-}" = testing ]; then
   # Nodes with a wrong clock.
