@@ -236,8 +236,20 @@ fn told(report: &Report) -> String {
         report.leaders_moved,
         if report.passed { "passed" } else { "FAILED" }
     );
-    for violation in report.violations.iter().take(3) {
+    for violation in report.all_violations().take(3) {
         told.push_str(&format!("\n    {}", violation.lines().next().unwrap_or_default()));
+    }
+    if !report.passed {
+        told.push_str(&format!("\n    again: {}", report.again));
+    }
+    if let Some(kept) = &report.kept {
+        told.push_str(&format!("\n    kept: {}", kept.display()));
+    }
+    if !report.not_run.is_empty() {
+        told.push_str(&format!(
+            "\n    NOT RUN, as this machine does not allow it: {}",
+            report.not_run.join(", ")
+        ));
     }
     told
 }

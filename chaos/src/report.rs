@@ -1,6 +1,10 @@
 //! What is left of a run: JSON for programs, a picture of faults against throughput and latency, and a page about many.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use testkit::history::{Fate, Operation};
@@ -30,7 +34,7 @@ pub struct Second {
 }
 
 /// What a run was, and what it found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The scenario.
     pub scenario: String,
@@ -40,10 +44,22 @@ pub struct Report {
     pub nodes: usize,
     /// The change that was put into the build on purpose, if one was.
     pub mutant: Option<String>,
-    /// Whether nothing was found that must not be.
+    /// The SHA-256 of the program of its nodes.
+    pub program: String,
+    /// How long faults were to be injected at least, in seconds.
+    pub seconds_asked: u64,
+    /// The command that repeats it.
+    pub again: String,
+    /// Whether nothing was found that must not be, and the run shows something.
     pub passed: bool,
     /// What was.
     pub violations: Vec<String>,
+    /// Why the run shows too little, if it does: faults that hit nobody, too few operations.
+    pub proves_little: Vec<String>,
+    /// Faults of the scenario that this machine does not allow.
+    pub not_run: Vec<String>,
+    /// Where data, logs and history of a run that failed are kept.
+    pub kept: Option<PathBuf>,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// Operations of clients.
@@ -96,6 +112,11 @@ pub(crate) fn share_during(operations: &[Operation], faults: &[Injected]) -> f64
 }
 
 impl Report {
+    /// All that is wrong with the run.
+    pub fn all_violations(&self) -> impl Iterator<Item = &String> {
+        self.violations.iter().chain(&self.proves_little)
+    }
+
     /// The name of its files, without an ending.
     #[must_use]
     pub fn stem(&self) -> String {
@@ -214,14 +235,19 @@ pub fn page(reports: &[Report]) -> String {
     }
     for report in reports.iter().filter(|report| !report.passed) {
         let _ = writeln!(page, "\n## {}\n", report.stem());
-        for violation in report.violations.iter().take(20) {
+        for violation in report.all_violations().take(20) {
             let _ = writeln!(page, "- {violation}");
         }
-        let _ = writeln!(
-            page,
-            "\nAgain: `chaos run {} --seed {} --nodes {} --seconds {:.0}`",
-            report.scenario, report.seed, report.nodes, report.seconds
-        );
+        let _ = writeln!(page, "\nAgain: `{}`", report.again);
+        if let Some(kept) = &report.kept {
+            let _ = writeln!(page, "\nData, logs and history: `{}`", kept.display());
+        }
+    }
+    let mut not_run: Vec<&str> = reports.iter().flat_map(|of| &of.not_run).map(String::as_str).collect();
+    not_run.sort_unstable();
+    not_run.dedup();
+    if !not_run.is_empty() {
+        let _ = writeln!(page, "\n**Not run**, as the machine does not allow it: {}", not_run.join(", "));
     }
     page
 }

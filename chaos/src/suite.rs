@@ -45,7 +45,10 @@ impl Suite {
                 };
                 let report = match self.done_before(&options) {
                     Some(report) => report,
-                    None => cluster::run(&options).await?.report,
+                    None => match cluster::run(&options).await {
+                        Ok(run) => run.report,
+                        Err(error) => Report::not_begun(&options, &error),
+                    },
                 };
                 report.write(&self.out)?;
                 tell(&report);
@@ -56,9 +59,76 @@ impl Suite {
         Ok(reports)
     }
 
+    /// A report of the same run of the same program, which passed.
     fn done_before(&self, options: &Options) -> Option<Report> {
+        if !self.resume {
+            return None;
+        }
         let name = format!("{}-{}-nodes-seed-{}.json", options.scenario.name, options.nodes, options.seed);
         let report: Report = serde_json::from_slice(&fs::read(self.out.join(name)).ok()?).ok()?;
-        (self.resume && report.passed).then_some(report)
+        let program = cluster::digest_of_program(options).ok()?;
+        counts_for(&report, options, &program).then_some(report)
+    }
+}
+
+fn counts_for(report: &Report, options: &Options, program: &str) -> bool {
+    report.passed
+        && report.not_run.is_empty()
+        && report.program == program
+        && report.seconds_asked >= options.seconds
+        && report.again == Options { seconds: report.seconds_asked, ..options.clone() }.again()
+}
+
+impl Report {
+    /// Of a run that could not begin.
+    fn not_begun(options: &Options, error: &anyhow::Error) -> Self {
+        Self {
+            scenario: options.scenario.name.clone(),
+            seed: options.seed,
+            nodes: options.nodes,
+            seconds_asked: options.seconds,
+            again: options.again(),
+            violations: vec![format!("the run could not begin: {error:#}")],
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_run_of_the_same_program_is_not_repeated() {
+        let options = Options {
+            scenario: Scenario::load("all").unwrap(),
+            seed: 3,
+            nodes: 5,
+            faults: 0,
+            seconds: 120,
+            mutant: None,
+        };
+        let passed = Report {
+            program: "p".into(),
+            seconds_asked: 120,
+            again: options.again(),
+            passed: true,
+            ..Report::default()
+        };
+        assert!(counts_for(&passed, &options, "p"));
+        assert!(!counts_for(&passed, &options, "another program"));
+        assert!(!counts_for(&Report { seconds_asked: 10, ..passed.clone() }, &options, "p"));
+        assert!(!counts_for(&Report { passed: false, ..passed.clone() }, &options, "p"));
+        assert!(!counts_for(&Report { not_run: vec!["PowerCut".into()], ..passed.clone() }, &options, "p"));
+        assert!(!counts_for(&passed, &Options { nodes: 3, ..options.clone() }, "p"));
+        assert!(counts_for(
+            &Report {
+                seconds_asked: 200,
+                again: Options { seconds: 200, ..options.clone() }.again(),
+                ..passed
+            },
+            &options,
+            "p"
+        ));
     }
 }

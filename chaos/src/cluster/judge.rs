@@ -65,14 +65,24 @@ pub(super) fn report(
         "leaders moved {leaders_moved}, states taken in {snapshots}, {:.0} % of the operations during faults",
         100.0 * during_faults
     ));
-    verdict.violations.extend(proves_little);
+    let violations = verdict.violations.clone();
+    verdict.violations.extend(proves_little.iter().cloned());
+    if !verdict.passed() {
+        verdict.lines.push(format!("again: {}", options.again()));
+    }
     Report {
         scenario: options.scenario.name.clone(),
         seed: options.seed,
         nodes: options.nodes,
         mutant: options.mutant.as_ref().map(|mutant| mutant.name.clone()),
+        program: String::new(),
+        seconds_asked: options.seconds,
+        again: options.again(),
         passed: verdict.passed(),
-        violations: verdict.violations.clone(),
+        violations,
+        proves_little,
+        not_run: Vec::new(),
+        kept: None,
         seconds: load.history.now().as_secs_f64(),
         operations: count,
         during_faults,

@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum as _;
 use providers::simulated;
+use sha2::Digest as _;
 use testkit::{Cluster, free_address};
 
 pub use faults::Fault;
@@ -47,6 +49,22 @@ pub struct Options {
     pub seconds: u64,
     /// The build under test, if it breaks a promise on purpose.
     pub mutant: Option<Mutant>,
+}
+
+impl Options {
+    /// The command that repeats a run.
+    #[must_use]
+    pub fn again(&self) -> String {
+        let Self { scenario, seed, nodes, faults, seconds, .. } = self;
+        if Scenario::load(&scenario.name).is_ok_and(|built_in| built_in.faults.len() == scenario.faults.len())
+        {
+            return format!("chaos run {} --seed {seed} --nodes {nodes} --seconds {seconds}", scenario.name);
+        }
+        let name =
+            |of: &Fault| of.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let kinds: Vec<String> = scenario.faults.iter().map(name).collect();
+        format!("chaos cluster --seed {seed} --nodes {nodes} --faults {faults} --kinds {}", kinds.join(","))
+    }
 }
 
 /// What came of a run.
@@ -132,13 +150,27 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
     if !not_run.is_empty() {
         verdict.lines.push(format!("NOT RUN, as this machine does not allow it: {not_run:?}"));
     }
-    let report = judge::report(&cluster, &load, options, &watched, &mut verdict);
+    let mut report = judge::report(&cluster, &load, options, &watched, &mut verdict);
+    report.program = digest_of_program(options)?;
+    report.not_run = not_run.iter().map(|fault| format!("{fault:?}")).collect();
     if !verdict.passed() {
         // Disks of a run are in its memory: what is on them is kept beside them.
         drop(cluster);
         site.lock().keep_disks(temp.path())?;
     }
-    Ok(Run { verdict: keep_if_failed(verdict, temp), report })
+    let verdict = keep_if_failed(verdict, temp);
+    report.kept.clone_from(&verdict.kept);
+    Ok(Run { verdict, report })
+}
+
+/// The SHA-256 of the program that the nodes of a run are.
+pub(crate) fn digest_of_program(options: &Options) -> anyhow::Result<String> {
+    let program = match &options.mutant {
+        Some(mutant) => mutant.program.clone(),
+        None => testkit::binary()?,
+    };
+    let digest = sha2::Sha256::digest(std::fs::read(program)?);
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What to check, on a cluster that is there.

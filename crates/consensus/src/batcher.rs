@@ -59,7 +59,8 @@ type Reply = oneshot::Sender<Result<(Outcome, u64), ProposeError>>;
 
 /// A wish that another node lead the shard.
 pub(crate) struct HandOver {
-    pub(crate) to: Option<NodeId>,
+    /// Any of these, whoever has most.
+    pub(crate) to: Vec<NodeId>,
     pub(crate) done: oneshot::Sender<()>,
 }
 
@@ -167,7 +168,7 @@ impl Batcher {
             // Whoever wished it has given up.
             return;
         }
-        leadership::hand_over(&self.raft, self.leadership.clone(), wish.to).await;
+        leadership::hand_over(&self.raft, self.leadership.clone(), &wish.to).await;
         // Whoever wished may be gone.
         let _ = wish.done.send(());
     }
@@ -226,7 +227,7 @@ impl Batcher {
             }
             return Err(());
         }
-        let (raft, shard, observer) = (self.raft.clone(), self.shard, Arc::clone(&self.observer));
+        let (shard, observer) = (self.shard, Arc::clone(&self.observer));
         let proposed = Instant::now();
         tokio::spawn(async move {
             match result.await {
@@ -252,8 +253,8 @@ impl Batcher {
                 }
                 Err(_) => {
                     uncertain.store(true, Ordering::SeqCst);
-                    let stopped = raft.is_initialized().await.is_err();
-                    fail(replies, if stopped { &ProposeError::Stopped } else { &ProposeError::Unknown });
+                    // Also where the shard stops: others may have the entry.
+                    fail(replies, &ProposeError::Unknown);
                 }
             }
             drop(permit);

@@ -6,7 +6,7 @@ use ids::{NodeId, ShardId, Timestamp};
 use machine::{Command, Outcome};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use proto::peer::request;
-use storage::{StateDb, View};
+use storage::{ShardLog, StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -101,6 +101,7 @@ pub struct Group {
     pub(crate) shard: ShardId,
     pub(crate) raft: Raft,
     pub(crate) machine: StateMachine,
+    pub(crate) log: ShardLog,
     pub(crate) links: Links,
     pub(crate) proposals: mpsc::Sender<Proposal>,
     pub(crate) wishes: mpsc::Sender<HandOver>,
@@ -216,6 +217,17 @@ impl Group {
 
     /// Gives up the lead of the shard, to a node or to whoever is best. Returns when it is done, or can not be.
     pub async fn hand_over(&self, to: Option<NodeId>) {
+        if !matches!(*self.leadership.borrow(), Leadership::Here { .. }) {
+            return;
+        }
+        let to = match to {
+            Some(node) => vec![node],
+            None => self.successors().await,
+        };
+        if to.is_empty() {
+            // Nobody would take it.
+            return;
+        }
         let (done, wait) = oneshot::channel();
         // A full queue, or a shard that has stopped: there is nothing to hand over, or it is under way.
         if self.wishes.try_send(HandOver { to, done }).is_ok() {

@@ -56,8 +56,8 @@ pub(crate) async fn follow(node: NodeId, raft: Raft, links: Links, lead: watch::
     }
 }
 
-/// Hands over the lead, to a node or to the voter that has most. The caller proposes nothing meanwhile.
-pub(crate) async fn hand_over(raft: &Raft, mut leadership: watch::Receiver<Leadership>, to: Option<NodeId>) {
+/// Hands over the lead, to that of some voters that has most. The caller proposes nothing meanwhile.
+pub(crate) async fn hand_over(raft: &Raft, mut leadership: watch::Receiver<Leadership>, to: &[NodeId]) {
     let until = Instant::now() + HAND_OVER_TIMEOUT;
     while matches!(*leadership.borrow(), Leadership::Here { .. }) && Instant::now() < until {
         let target = {
@@ -67,7 +67,7 @@ pub(crate) async fn hand_over(raft: &Raft, mut leadership: watch::Receiver<Leade
             let replication = metrics.replication.as_ref();
             let matched = |node: u64| Some(replication?.get(&node)?.as_ref()?.index());
             voters
-                .filter(|node| *node != metrics.id && to.is_none_or(|to| to.0 == *node))
+                .filter(|node| *node != metrics.id && to.contains(&NodeId(*node)))
                 .max_by_key(|node| matched(*node))
                 .filter(|node| matched(*node) == metrics.last_log_index)
         };
@@ -84,6 +84,22 @@ pub(crate) async fn hand_over(raft: &Raft, mut leadership: watch::Receiver<Leade
     }
 }
 
+impl Group {
+    /// Whether a node is there and takes a lead. One that is away, about to leave or full would refuse, and Raft, which
+    /// has stopped to lead by then, waits for an election.
+    async fn would_lead(&self, node: NodeId) -> bool {
+        let asked = self.links.control(node, self.shard, request::Body::Greet(Empty {}), ASK_TIMEOUT).await;
+        matches!(asked, Ok(response::Body::Greeted(greeted)) if !greeted.draining)
+    }
+
+    /// The other voters that would take the lead.
+    pub(crate) async fn successors(&self) -> Vec<NodeId> {
+        let others = self.members().into_iter().filter(|(node, of)| of.voter && *node != self.node());
+        let asked = others.map(|(node, _)| async move { self.would_lead(node).await.then_some(node) });
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+}
+
 /// Hands every lead of this node over.
 pub(crate) async fn hand_over_all(groups: &BTreeMap<ShardId, Group>) {
     let all = groups.values().map(|group| group.hand_over(None));
@@ -92,7 +108,7 @@ pub(crate) async fn hand_over_all(groups: &BTreeMap<ShardId, Group>) {
 
 /// Moves leads to where they belong: shard *n* to voter number *n* modulo their count, by id. Every node knows the same
 /// place for a shard, so leads never wander to and fro; a place is taken up only after things have been quiet.
-pub(crate) async fn balance(node: NodeId, service: Arc<Service>, links: Links) {
+pub(crate) async fn balance(node: NodeId, service: Arc<Service>) {
     let mut quiet: BTreeMap<ShardId, (Leadership, Instant)> = BTreeMap::new();
     let mut tick = tokio::time::interval(BALANCE_INTERVAL);
     loop {
@@ -104,7 +120,15 @@ pub(crate) async fn balance(node: NodeId, service: Arc<Service>, links: Links) {
             if since.0 != now {
                 *since = (now, Instant::now());
             }
-            if !matches!(now, Leadership::Here { .. }) || since.1.elapsed() < BALANCE_REST {
+            if !matches!(now, Leadership::Here { .. }) {
+                continue;
+            }
+            if service.gives_up_leads() {
+                // It stands for election all the same, and may have won one.
+                group.hand_over(None).await;
+                continue;
+            }
+            if since.1.elapsed() < BALANCE_REST {
                 continue;
             }
             let members = group.members();
@@ -113,9 +137,7 @@ pub(crate) async fn balance(node: NodeId, service: Arc<Service>, links: Links) {
             if *place == node {
                 continue;
             }
-            // One that is away, or about to leave, is not given a lead.
-            let asked = links.control(*place, *shard, request::Body::Greet(Empty {}), ASK_TIMEOUT).await;
-            if !matches!(asked, Ok(response::Body::Greeted(greeted)) if !greeted.draining) {
+            if !group.would_lead(*place).await {
                 continue;
             }
             tracing::info!(%shard, to = %place, "handing over the lead to where it belongs");

@@ -33,6 +33,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long one shard may take for a change: a new member has to take in its state.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Entries that a node may lack when it becomes a voter.
+const BEHIND_MAX: u64 = 256;
+
 /// What the cluster knows of a node. Addresses are `host:port`, where the host may be a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Member {
@@ -175,8 +178,8 @@ pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), Cha
                 let nodes = ChangeMembers::SetNodes(BTreeMap::from([(node.0, member.clone())]));
                 return changed(group.raft.change_membership(nodes, true).await);
             }
-            // Returns when the node has caught up.
             changed(group.raft.add_learner(node.0, member.clone(), true).await)?;
+            caught_up(group, *node).await?;
             let voters = ChangeMembers::AddVoterIds(BTreeSet::from([node.0]));
             changed(group.raft.change_membership(voters, true).await)
         }
@@ -186,6 +189,10 @@ pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), Cha
             if is_voter && voters == 1 {
                 let message = format!("node {node} is the only one that holds the shard");
                 return Err(ChangeError::Refused(message));
+            }
+            if is_voter {
+                let stay = members.iter().filter(|(id, of)| *id != node && of.voter).map(|(id, _)| *id);
+                check_quorum(group, stay.collect()).await?;
             }
             let change = if is_voter {
                 ChangeMembers::RemoveVoters(BTreeSet::from([node.0]))
@@ -199,6 +206,39 @@ pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), Cha
             changed(group.raft.change_membership(nodes, true).await)
         }
     }
+}
+
+/// Returns when a learner is so close behind that the shard does not wait for it when it votes. Raft itself takes a
+/// node for caught up that has nothing yet, as long as there is little.
+async fn caught_up(group: &Group, node: NodeId) -> Result<(), ChangeError> {
+    loop {
+        if !matches!(*group.leadership.borrow(), Leadership::Here { .. }) {
+            return Err(ChangeError::NotLeader);
+        }
+        let last = group.raft.metrics().borrow_watched().last_log_index;
+        let matched = group.members().get(&node).and_then(|of| of.matched);
+        if matched.is_some_and(|matched| matched + BEHIND_MAX >= last.unwrap_or(0)) {
+            return Ok(());
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Refuses a change after which most voters would be away: it could not be decided, nor could anything after it.
+async fn check_quorum(group: &Group, voters: Vec<NodeId>) -> Result<(), ChangeError> {
+    let asked = voters.iter().map(|node| async move {
+        let body = request::Body::Greet(peer::Empty {});
+        *node == group.node() || group.links.control(*node, group.shard, body, ASK_TIMEOUT).await.is_ok()
+    });
+    let here = futures_util::future::join_all(asked).await.into_iter().filter(|answered| *answered).count();
+    if 2 * here > voters.len() {
+        return Ok(());
+    }
+    Err(ChangeError::Refused(format!(
+        "of the {} voters that would be left, {here} answer: the shard could decide nothing more. Bring the others back, \
+         or add a node first",
+        voters.len()
+    )))
 }
 
 fn changed<T>(result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), ChangeError> {

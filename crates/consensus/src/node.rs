@@ -1,6 +1,16 @@
 //! A node: the databases of a directory, one group a shard, and the connections to its peers.
 
-use std::{collections::BTreeMap, io, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::TcpListener,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -174,7 +184,8 @@ impl Node {
             identity: identity.clone(),
             state: Arc::clone(&state),
             groups: RwLock::default(),
-            draining: watch::Sender::new(false),
+            draining: AtomicBool::new(false),
+            resigning: AtomicBool::new(false),
             stopped: stopped.clone(),
             asked: RwLock::default(),
             starts: Starts::open(options.path.join("met")),
@@ -226,7 +237,7 @@ impl Node {
         let saving =
             observer::save(Arc::clone(&options.observer), Arc::clone(&node.state), Arc::clone(&clock));
         node.tasks.push(tokio::spawn(saving));
-        node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service), links)));
+        node.tasks.push(tokio::spawn(leadership::balance(identity.node, Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(versions::begin(node.groups.clone())));
         node.tasks.push(tokio::spawn(equality::watch(Arc::clone(&node.service))));
         node.tasks.push(tokio::spawn(node.keep_membership(options)));
@@ -248,7 +259,9 @@ impl Node {
         let observer = Arc::clone(&self.observer);
         let machine = StateMachine::watched(Arc::clone(&self.state), shard, effects.clone(), observer)
             .map_err(|error| fail(&error))?;
-        let log_store = LogStore::new(self.log.shard(shard)?);
+        let log = self.log.shard(shard)?;
+        let log_store = LogStore::new(log.clone());
+        disk::check_end(&options.path, shard, &log_store)?;
         let (proposals, receiver) = mpsc::channel(PROPOSALS_LEN);
         let (wishes, wished) = mpsc::channel(WISHES_LEN);
         let (lead, leadership) = watch::channel(Leadership::Elsewhere { leader: None });
@@ -293,6 +306,7 @@ impl Node {
             shard,
             raft,
             machine,
+            log,
             links: links.clone(),
             proposals,
             wishes,
@@ -378,7 +392,7 @@ impl Node {
             shards: self.groups.iter().map(|(shard, group)| (*shard, *group.leadership.borrow())).collect(),
             broken: self.groups.iter().filter_map(|(shard, of)| Some((*shard, of.broken()?))).collect(),
             writes_stopped: self.stopped.borrow().clone(),
-            draining: *self.service.draining.borrow(),
+            draining: self.service.draining.load(Ordering::SeqCst),
             starts: self.directory.starts(),
             clock_offset_ms: self.service.clock.offset_ms(),
             refused: self.links.refused().or_else(|| self.standing.lock().clone()),
@@ -420,15 +434,22 @@ impl Node {
         members::change_all(&self.groups, change).await
     }
 
+    /// Takes no more leads from others, and says so to who asks; keeps those that it has.
+    pub fn begin_draining(&self) {
+        self.service.draining.store(true, Ordering::SeqCst);
+    }
+
     /// Hands over every lead, and takes none from now on.
     pub async fn drain(&self) {
-        self.service.draining.send_replace(true);
+        self.begin_draining();
+        self.service.resigning.store(true, Ordering::SeqCst);
         leadership::hand_over_all(&self.groups).await;
     }
 
     /// Takes leads again.
     pub fn undrain(&self) {
-        self.service.draining.send_replace(false);
+        self.service.draining.store(false, Ordering::SeqCst);
+        self.service.resigning.store(false, Ordering::SeqCst);
     }
 
     /// Stops its shards and makes what they have applied durable.

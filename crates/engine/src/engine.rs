@@ -142,7 +142,7 @@ impl Runner {
                 leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
             let Ok(Leadership::Here { term }) = led else { return };
             let (engine, starts) = mpsc::unbounded_channel();
-            let mut term_work = Term { engine, starts, adoption: None };
+            let mut term_work = Term { number: term, engine, starts, adoption: None };
             // Round again when effects were lost: what is under way goes on, the rest is in the tables.
             while matches!(*leadership.borrow(), Leadership::Here { term: now } if now == term) {
                 let lost = async {
@@ -165,7 +165,7 @@ impl Runner {
 
     /// Does the work of the shard until effects are lost.
     async fn lead(&self, term: &mut Term) {
-        let (pending, mut effects) = self.group.effects().take(|| self.pending());
+        let (pending, mut effects) = self.group.effects().take(term.number, || self.pending());
         let Ok(pending) = pending else {
             tracing::error!(shard = %self.group.shard(), "the shard's work can not be read; trying again");
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -277,6 +277,7 @@ impl Runner {
 
 /// What lasts as long as this node leads in one term.
 struct Term {
+    number: u64,
     engine: mpsc::UnboundedSender<Start>,
     /// As many as there are free slots, at most.
     starts: mpsc::UnboundedReceiver<Start>,

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use futures_util::StreamExt as _;
 use genai::{
     Client, ModelIden, ServiceTarget,
@@ -21,6 +22,8 @@ use crate::{CallError, CallFuture, Completion, Provider, Redactor, Request, Secr
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Characters of a provider's error that are kept.
 const ERROR_CHARS_MAX: usize = 500;
+/// Characters of it that are searched for secrets before the rest of them is cut off.
+const SEARCHED_CHARS_MAX: usize = 64 << 10;
 
 /// A wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +78,8 @@ impl HttpProvider {
         }
         let web = reqwest::Client::builder()
             .connect_timeout(options.connect_timeout)
+            // The key is for the vendor, not for whom it names.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| format!("http client: {error}"))?;
         let adapter = match options.wire {
@@ -172,9 +177,14 @@ impl HttpProvider {
 
     fn classify(&self, error: &genai::Error) -> CallError {
         let mut error = classify(error);
-        error.message = self.redactor.redact(&error.message);
+        error.message = shown(&self.redactor, &error.message);
         error
     }
+}
+
+/// What is kept of an error: redacted, then cut, so that no half of a secret is left at its end.
+fn shown(redactor: &Redactor, message: &str) -> String {
+    redactor.redact(message).chars().take(ERROR_CHARS_MAX).collect()
 }
 
 fn first_token_late(options: &HttpOptions) -> CallError {
@@ -186,6 +196,10 @@ fn first_token_late(options: &HttpOptions) -> CallError {
 fn learn_url(url: &reqwest::Url, redactor: &Redactor) {
     if let Some(password) = url.password() {
         redactor.learn(password);
+        // As it is sent.
+        let basic =
+            base64::engine::general_purpose::STANDARD.encode(format!("{}:{password}", url.username()));
+        redactor.learn(&basic);
     }
     for (_, value) in url.query_pairs() {
         redactor.learn(&value);
@@ -283,12 +297,38 @@ fn by_code(error: &serde_json::Value, body: &str, message: Option<String>) -> Ca
     }
 }
 
+/// As much of an error as is searched for secrets.
 fn cut(text: &str) -> String {
-    text.chars().take(ERROR_CHARS_MAX).collect()
+    text.chars().take(SEARCHED_CHARS_MAX).collect()
 }
 
 impl std::fmt::Debug for HttpProvider {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HttpProvider").field("wire", &self.options.wire).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_half_of_a_secret_is_kept() {
+        let redactor = Redactor::default();
+        redactor.learn("sesame-open-0815");
+        for before in 480..510 {
+            let message = cut(&format!("{} sesame-open-0815 and more", "x".repeat(before)));
+            let kept = shown(&redactor, &message);
+            assert!(!kept.contains("sesa") && kept.len() <= ERROR_CHARS_MAX, "{kept}");
+        }
+    }
+
+    #[test]
+    fn what_a_url_hides_is_known_as_it_is_sent() {
+        let redactor = Redactor::default();
+        let url = reqwest::Url::parse("http://user:hidden-word@host/v1/?key=hidden-too").unwrap();
+        learn_url(&url, &redactor);
+        let echo = "Basic dXNlcjpoaWRkZW4td29yZA== for hidden-word and hidden-too";
+        assert_eq!(redactor.redact(echo), "Basic [redacted] for [redacted] and [redacted]");
     }
 }

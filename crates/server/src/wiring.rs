@@ -136,7 +136,7 @@ impl Server {
             config.alerts.webhook.as_ref().map(|webhook| Teller::new(webhook, &redactor)).transpose();
         let teller = teller.map_err(|error| StartError::Secret(format!("alerts.webhook: {error}")))?;
         let router = Arc::new(make_router(&config, vendor.as_ref(), redactor)?);
-        let identity = identify(&config, &http_listener, tls.as_ref()).await?;
+        let identity = identify(&config, &http_listener, &tokens, tls.as_ref()).await?;
         let objectives = config.sla.objectives().map_err(StartError::Objectives)?;
         let alerts = config.alerts.rules(&objectives).map_err(StartError::Alerts)?;
         let maintenance = config.sla.maintenance().map_err(StartError::Objectives)?;
@@ -169,7 +169,7 @@ impl Server {
             sessions: Sessions::new(node, engines, workers, router),
             metrics,
             tokens,
-            config: serde_json::to_value(&config).unwrap_or_default(),
+            config: serde_json::to_value(config.shown()).unwrap_or_default(),
             stopping: stopping.clone(),
             backups: Schedule::default(),
             levels,
@@ -225,16 +225,12 @@ impl Server {
         self.vendor.as_ref().map(simulated::Server::address)
     }
 
-    /// Stops: no more work is started, what is under way is given `drain` to end, connections are closed, and the
-    /// state is made durable.
+    /// Stops: no more work is started, what is under way is given `drain` to end, and each shard is led by another node
+    /// as soon as nothing of it is under way here; then connections are closed, and the state is made durable.
     pub async fn stop(self, drain: Duration) {
+        self.app.sessions.node().begin_draining();
         self.app.sessions.drain();
-        let done = async {
-            while self.app.sessions.running_count() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(drain, done).await.is_err() {
+        if tokio::time::timeout(drain, self.app.sessions.hand_over_when_done()).await.is_err() {
             let left = self.app.sessions.running_count();
             tracing::warn!(left, "work did not end in time; it is sent out again at the next start");
         }
@@ -283,7 +279,12 @@ fn asynchronous(listener: StdListener) -> Result<TcpListener, StartError> {
 }
 
 /// Who a node with a new directory is: found out from the cluster that it joins, or the first of a cluster of its own.
-async fn identify(config: &Config, http: &StdListener, tls: Option<&Tls>) -> Result<Identity, StartError> {
+async fn identify(
+    config: &Config,
+    http: &StdListener,
+    tokens: &BTreeMap<String, Principal>,
+    tls: Option<&Tls>,
+) -> Result<Identity, StartError> {
     let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
     let shards = match config.node.shards {
         0 if cores <= 4 => 4,
@@ -304,10 +305,14 @@ async fn identify(config: &Config, http: &StdListener, tls: Option<&Tls>) -> Res
     let seeds = config.node.join.clone();
     let waiting = asynchronous(http.try_clone().map_err(consensus::Error::from)?)?;
     let found = match tls {
-        None => http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds, None)).await,
+        None => {
+            let found = consensus::discover(&seeds, None);
+            http::waiting::serve(waiting, seeds.clone(), tokens.clone(), found).await
+        }
         Some(tls) => {
             let waiting = incoming(waiting, tls.clone())?;
-            http::waiting::serve(waiting, seeds.clone(), consensus::discover(&seeds, Some(tls))).await
+            let found = consensus::discover(&seeds, Some(tls));
+            http::waiting::serve(waiting, seeds.clone(), tokens.clone(), found).await
         }
     };
     let found = found.map_err(consensus::Error::from)?;
@@ -359,7 +364,7 @@ fn serve_grpc(
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
-        let served = match (grpc::router(app).await, incoming) {
+        let served = match (grpc::router(app), incoming) {
             (Ok(router), Either::Left(incoming)) => router
                 .serve_with_incoming_shutdown(incoming, stopped)
                 .await

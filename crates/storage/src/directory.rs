@@ -24,6 +24,9 @@ const STARTS_FILE: &str = "starts";
 /// There while the node is not a member of all shards yet.
 const JOINING_FILE: &str = "joining";
 
+/// Why the directory must not be used again, once it must not.
+const CONDEMNED_FILE: &str = "condemned";
+
 /// Whom a directory belongs to. Written once, when the directory is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -54,7 +57,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// In use by another process, foreign, newer, or refused by the system.
+    /// In use by another process, condemned, foreign, newer, or refused by the system.
     pub fn open(path: &Path, new: &Identity) -> Result<Self, Error> {
         fs::create_dir_all(path).map_err(Error::io(path))?;
         let is_new = Self::check_layout(path)?;
@@ -69,6 +72,12 @@ impl Directory {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
+        }
+        let condemned = path.join(CONDEMNED_FILE);
+        match fs::read_to_string(&condemned) {
+            Ok(reason) => return Err(Error::Condemned { path: path.to_owned(), reason }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(&condemned)(error)),
         }
         let identity_path = path.join(IDENTITY_FILE);
         let identity = if identity_path.exists() {
@@ -88,6 +97,16 @@ impl Directory {
         let starts = count_start(&path.join(STARTS_FILE))?;
         sync_directory(path)?;
         Ok(Self { path: path.to_owned(), identity, starts, _lock: lock })
+    }
+
+    /// Remembers that what a directory holds must not count any more: no process opens it again.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn condemn(path: &Path, reason: &str) -> Result<(), Error> {
+        write_synced(&path.join(CONDEMNED_FILE), reason.as_bytes())?;
+        sync_directory(path)
     }
 
     /// Makes a directory that was filled by hand a data directory, with `identity`.

@@ -16,6 +16,16 @@ pub enum Error {
     /// Another process has the directory.
     #[error("{0} is in use by another process: stop it, or choose another data directory")]
     InUse(PathBuf),
+    /// The directory holds what must not count any more.
+    #[error(
+        "{path} must not be used any more: {reason}. Remove its node from the cluster, and add one with an empty directory"
+    )]
+    Condemned {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The directory holds something else.
     #[error("{path} is not a data directory of this system: {reason}")]
     Foreign {

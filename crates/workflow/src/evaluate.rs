@@ -1,6 +1,6 @@
 //! Evaluation of templates and expressions against the values of a session. On the leader only.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{collections::HashMap, io, sync::LazyLock};
 
 use cel::{Context, objects::Key};
 use serde_json::Value;
@@ -9,6 +9,9 @@ use crate::expression;
 
 /// Bytes of a rendered template.
 pub const RENDERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How often the macros of an expression may look at items, where one stands inside another: about a second.
+const EVALUATIONS_MAX: u64 = 1_000_000;
 
 /// Why a text could not be evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +47,37 @@ pub enum Error {
 pub fn render(template: &str, variables: &Value) -> Result<String, Error> {
     let mut environment = expression::environment();
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    let text = environment
-        .render_str(template, minijinja::Value::from(minijinja::value::Serde(variables)))
-        .map_err(|error| Error::Template(error.to_string()))?;
-    if text.len() > RENDERED_BYTES_MAX {
-        return Err(Error::Template(format!("renders to more than {RENDERED_BYTES_MAX} bytes")));
+    let mut rendered = Rendered(Vec::new());
+    let fail = |error: minijinja::Error, full: bool| {
+        Error::Template(if full { Rendered::full().to_string() } else { error.to_string() })
+    };
+    environment
+        .template_from_str(template)
+        .map_err(|error| fail(error, false))?
+        .render_captured_to(minijinja::Value::from(minijinja::value::Serde(variables)), &mut rendered)
+        .map_err(|error| fail(error, rendered.0.len() >= RENDERED_BYTES_MAX))?;
+    String::from_utf8(rendered.0).map_err(|error| Error::Template(error.to_string()))
+}
+
+/// What a template has come to. Fuel bounds how much a template does, not how much each step of it writes.
+struct Rendered(Vec<u8>);
+
+impl Rendered {
+    fn full() -> io::Error {
+        io::Error::other(format!("renders to more than {RENDERED_BYTES_MAX} bytes"))
     }
-    Ok(text)
+}
+
+impl io::Write for Rendered {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = RENDERED_BYTES_MAX - self.0.len();
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if bytes.len() > room { Err(Self::full()) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Evaluates an expression (CEL).
@@ -64,6 +91,13 @@ pub fn value(text: &str, variables: &Value) -> Result<Value, Error> {
     }
     let fail = |reason: String| Error::Expression { expression: text.to_owned(), reason };
     let program = expression::program(text).map_err(fail)?;
+    let evaluations = evaluations(text, variables);
+    if evaluations > EVALUATIONS_MAX {
+        return Err(fail(format!(
+            "its macros, one inside another, would look at items up to {evaluations} times; the limit is \
+             {EVALUATIONS_MAX}"
+        )));
+    }
     // The library's functions are declared once: that costs more than most expressions.
     static LIBRARY: LazyLock<Context<'static, 'static>> = LazyLock::new(Context::default);
     let mut context = LIBRARY.new_inner_scope();
@@ -74,6 +108,22 @@ pub fn value(text: &str, variables: &Value) -> Result<Value, Error> {
     }
     let value = program.execute(&context).map_err(|error| fail(error.to_string()))?;
     value.json().map_err(|error| fail(error.to_string()))
+}
+
+/// How often the innermost of the expression's macros may look at an item: the longest list, once for every macro that
+/// stands inside another. The library itself sets no limit to what an expression costs.
+fn evaluations(text: &str, variables: &Value) -> u64 {
+    let depth = expression::macro_depth(text);
+    if depth < 2 { 0 } else { longest(variables).saturating_pow(depth) }
+}
+
+/// Items of the longest list or object.
+fn longest(value: &Value) -> u64 {
+    match value {
+        Value::Array(items) => items.iter().map(longest).fold(items.len() as u64, u64::max),
+        Value::Object(fields) => fields.values().map(longest).fold(fields.len() as u64, u64::max),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
 }
 
 /// What an expression that only names a value names, such as `steps.plan.output.files`: most are like that. `None` for
@@ -167,6 +217,28 @@ mod tests {
         let template = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         let error = render(template, &json!({})).unwrap_err().to_string();
         assert!(error.contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_grows_is_stopped() {
+        let long = json!({"input": {"text": "x".repeat(200_000)}});
+        let error =
+            render("{% for i in range(9999) %}{{ input.text }}{% endfor %}", &long).unwrap_err().to_string();
+        assert!(error.contains("renders to more than"), "{error}");
+        let whole = "{% for i in range(20) %}{{ input.text }}{% endfor %}";
+        assert_eq!(render(whole, &long).unwrap().len(), 4_000_000);
+        assert!(render("{% set n = namespace(text='x') %}", &long).is_err(), "it could double without end");
+    }
+
+    #[test]
+    fn an_expression_of_nested_macros_is_stopped() {
+        let nested = "input.all(a, input.all(b, input.all(c, input.all(d, a + b + c + d >= 0))))";
+        let numbers = |count: i32| json!({"input": (0..count).collect::<Vec<_>>()});
+        let error = condition(nested, &numbers(1_000)).unwrap_err().to_string();
+        assert!(error.contains("one inside another"), "{error}");
+        assert!(condition(nested, &numbers(10)).unwrap());
+        let beside = "input.map(a, a).size() + input.filter(b, true).map(c, c).size()";
+        assert_eq!(value(beside, &numbers(2_000)).unwrap(), json!(4_000));
     }
 
     #[test]

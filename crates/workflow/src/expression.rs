@@ -3,7 +3,7 @@
 use cel::Program;
 use minijinja::{Environment, UndefinedBehavior};
 
-/// Characters of one expression. Bounds what its evaluation can cost.
+/// Characters of one expression.
 pub(crate) const EXPRESSION_LEN_MAX: usize = 2_000;
 /// Steps of one template's evaluation, in the engine's own unit: about one a token of output or an iteration.
 const TEMPLATE_FUEL: u64 = 200_000;
@@ -33,9 +33,31 @@ pub(crate) fn check_expression(expression: &str) -> Result<(), String> {
     }
 }
 
+/// How the macros that look at every item of a list begin.
+const MACROS: [&str; 5] = ["map(", "filter(", "all(", "exists(", "exists_one("];
+
+/// How many macros stand inside one another, at most. A parenthesis in a text counts as one outside: too deep at worst
+/// by what texts hold.
+pub(crate) fn macro_depth(expression: &str) -> u32 {
+    let (mut open, mut depth, mut deepest) = (Vec::new(), 0u32, 0);
+    for (at, char) in expression.char_indices() {
+        match char {
+            '(' => {
+                let is_macro = MACROS.iter().any(|call| expression[..=at].ends_with(&format!(".{call}")));
+                depth += u32::from(is_macro);
+                deepest = deepest.max(depth);
+                open.push(is_macro);
+            }
+            ')' => depth -= u32::from(open.pop().unwrap_or(false)),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// Whether `name` is the first argument of a macro somewhere in the expression.
 fn is_bound(expression: &str, name: &str) -> bool {
-    ["map(", "filter(", "all(", "exists(", "exists_one("].iter().any(|call| {
+    MACROS.iter().any(|call| {
         expression.match_indices(call).any(|(at, _)| {
             let argument = expression[at + call.len()..].trim_start();
             argument.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(','))
@@ -48,6 +70,8 @@ pub(crate) fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_fuel(Some(TEMPLATE_FUEL));
     environment.set_recursion_limit(32);
+    // With values that outlive an iteration, a loop could double a text without end.
+    environment.remove_global("namespace");
     environment
 }
 
@@ -56,8 +80,7 @@ pub(crate) fn check_template(template: &str) -> Result<(), String> {
     let environment = environment();
     let parsed = environment.template_from_str(template).map_err(|error| error.to_string())?;
     match parsed.undeclared_variables(false).into_iter().find(|name| {
-        !VARIABLES.contains(&name.as_str())
-            && !["range", "dict", "namespace", "debug"].contains(&name.as_str())
+        !VARIABLES.contains(&name.as_str()) && !["range", "dict", "debug"].contains(&name.as_str())
     }) {
         Some(name) => Err(format!("unknown variable `{name}`; known are {}", VARIABLES.join(", "))),
         None => Ok(()),

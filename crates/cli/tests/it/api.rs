@@ -67,6 +67,12 @@ async fn the_api_answers_as_documented() {
     let text = stream.send().await.unwrap().text().await.unwrap();
     assert!(text.starts_with("id: 3\n") || text.contains("\nid: 3\n"), "{text}");
     assert!(!text.contains("id: 2\n") && text.contains("event: session_completed"), "{text}");
+    // From beyond the end on there is nothing, and nothing is waited for.
+    for last in ["1000", "18446744073709551615"] {
+        let stream = node.request(Method::GET, &format!("/v1/sessions/{id}/events"));
+        let stream = stream.header("accept", "text/event-stream").header("last-event-id", last);
+        assert_eq!(stream.send().await.unwrap().text().await.unwrap(), "");
+    }
     let (_, audit) = node.get(&format!("/v1/sessions/{id}/audit")).await;
     assert_eq!(audit["intact"], true, "{audit}");
 
@@ -87,6 +93,36 @@ async fn the_api_answers_as_documented() {
         metrics.contains("orchestra_sessions_started_total 1") && metrics.ends_with("# EOF\n"),
         "{metrics}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_is_one_whatever_was_applied_in_between() {
+    let node = Fixture::start("").await;
+    let apply = async |value: &str| {
+        let source = format!("name: named\nsteps:\n  - {{id: a, value: '{value}'}}\n");
+        let request = node.request(Method::POST, "/v1/workflows").body(source);
+        assert!(node.send(request).await.0.is_success());
+    };
+    let start = |key: &str, body: &Value| {
+        node.request(Method::POST, "/v1/sessions").header("idempotency-key", key).json(body)
+    };
+    let by_key = json!({"workflow": "named", "input": {"n": 1}});
+    let minted = "ses_00001_00000000000000000007";
+    let by_id = json!({"workflow": "named", "input": {"n": 1}, "id": minted});
+    apply("1").await;
+    let (_, first) = node.send(start("k", &by_key)).await;
+    let (status, _) = node.post("/v1/sessions", &by_id).await;
+    assert_eq!(status, StatusCode::CREATED);
+    apply("2").await;
+    let (status, again) = node.send(start("k", &by_key)).await;
+    assert_eq!((status, &again["id"]), (StatusCode::OK, &first["id"]), "{again}");
+    let (status, again) = node.post("/v1/sessions", &by_id).await;
+    assert_eq!((status, &again["id"]), (StatusCode::OK, &json!(minted)), "{again}");
+    // Another request is another request.
+    let (status, other) = node.send(start("k", &json!({"workflow": "named", "input": {"n": 2}}))).await;
+    assert_eq!((status, &other["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
+    let (status, other) = node.post("/v1/sessions", &json!({"workflow": "code", "id": minted})).await;
+    assert_eq!((status, &other["code"]), (StatusCode::CONFLICT, &json!("id_reused")), "{other}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +203,7 @@ async fn tokens_name_tenants() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains_and_exits_cleanly() {
     let options =
-        providers::simulated::Options { latency_min_ms: 300, latency_max_ms: 300, ..Default::default() };
+        providers::simulated::Options { latency_min_ms: 1_500, latency_max_ms: 1_500, ..Default::default() };
     let node = Fixture::with_vendor(options, vec![], "").await;
     let one = json!({"name": "one", "steps": [{"id": "a", "agent": {"role": "r", "prompt": "p"}}]});
     node.start_inline(&one, &json!(null)).await;
@@ -177,8 +213,21 @@ async fn sigterm_drains_and_exits_cleanly() {
         (chaos::crash::counts(&vendor).await.ok()?.calls == 1).then_some(())
     });
     begun.await.unwrap();
-    let code = node.stop(Duration::from_secs(60)).await.unwrap();
-    assert_eq!(code, Some(0));
+    let ready = format!("{}/health/ready", node.url());
+    // While the call is under way, nobody is to send more.
+    let meanwhile = async {
+        let not_ready = wait_until("the node not to be ready", PATIENCE, async || {
+            let answer = reqwest::get(&ready).await.ok()?;
+            let status = answer.status();
+            let body: Value = answer.json().await.ok()?;
+            (status == StatusCode::SERVICE_UNAVAILABLE).then_some(body)
+        });
+        let draining = "draining: the node takes no new work, and may be about to stop";
+        assert_eq!(not_ready.await.unwrap(), json!({"status": "not ready", "errors": [draining]}));
+        assert_eq!(chaos::crash::counts(&vendor).await.unwrap().completed, 0);
+    };
+    let (code, ()) = tokio::join!(node.stop(Duration::from_secs(60)), meanwhile);
+    assert_eq!(code.unwrap(), Some(0));
     // The work under way was finished, not thrown away: the vendor answered in full.
     let counts = chaos::crash::counts(&vendor).await.unwrap();
     assert_eq!((counts.calls, counts.completed), (1, 1));

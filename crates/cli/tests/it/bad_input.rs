@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 use crate::fixture::Fixture;
 
 async fn refused(node: &Fixture, body: &str, status: StatusCode, code: &str, detail: &str) {
-    let request = node.request(Method::POST, "/v1/sessions").body(body.to_owned());
-    let (came, problem) = node.send(request).await;
+    let answer = node.request(Method::POST, "/v1/sessions").body(body.to_owned()).send().await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    let came = answer.status();
+    let problem: Value = answer.json().await.unwrap();
+    assert_eq!(problem["status"], json!(came.as_u16()), "{problem}");
+    assert!(problem["title"].as_str().is_some_and(|title| !title.is_empty()), "{problem}");
     let shown: String = body.chars().take(200).collect();
     assert_eq!((came, &problem["code"]), (status, &json!(code)), "{shown}\n→ {problem}");
     let said = problem["detail"].as_str().unwrap();
@@ -107,18 +111,20 @@ async fn what_can_not_be_kept_or_evaluated_fails_its_step_and_nothing_else() {
     ];
     let node = Fixture::with_vendor(Options { latency_max_ms: 1, ..Options::default() }, rules, "").await;
     let agent = |prompt: &str| json!({"name": "w", "retry": {"max_attempts": 1}, "steps": [{"id": "a", "agent": {"role": "r", "prompt": prompt}}]});
+    let growing = "{% for a in range(99999) %}{{ input.text }}{% endfor %}";
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
     for (workflow, code) in [
         (agent("a huge answer"), "answer_too_large"),
         (agent("a large answer"), "output_too_large"),
         (agent(endless), "evaluation_failed"),
+        (agent(growing), "evaluation_failed"),
         (agent("{{ input.nothing.here }}"), "evaluation_failed"),
         (
             json!({"name": "w", "steps": [{"id": "a", "map": {"items": "input", "steps": [{"id": "b", "value": "1"}]}}]}),
             "evaluation_failed",
         ),
     ] {
-        let id = node.start_inline(&workflow, &json!({})).await;
+        let id = node.start_inline(&workflow, &json!({"text": "x".repeat(200_000)})).await;
         let session = node.until(&id, &["failed", "completed"]).await;
         assert_eq!(session["error"]["code"], json!(code), "{session}");
         assert!(!session["error"]["message"].as_str().unwrap().is_empty());

@@ -78,6 +78,54 @@ async fn a_replica_that_differs_is_stopped_and_the_others_go_on() {
     });
     stopped.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
     fill(&http, &cluster, 8).await;
+    // Nor does it count after a restart, when nothing in its memory says so.
+    let condemned = temp.path().join("node-2/data/condemned");
+    let remembered =
+        wait_until("the node to be condemned", PATIENCE, async || condemned.exists().then_some(()));
+    remembered.await.unwrap();
+    cluster.kill(2).unwrap();
+    assert!(cluster.restart(2).await.is_err());
+    assert_eq!(cluster.count_in_logs("must not be used any more"), 1, "{}", cluster.log_tails());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_changed_is_found() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 1, "").await.unwrap();
+    let http = reqwest::Client::new();
+    let id: ids::SessionId = "ses_00001_00000000000000000009".parse().unwrap();
+    let quick = json!({"name": "q", "steps": [{"id": "a", "value": "1"}, {"id": "b", "value": "2"}]});
+    let body = json!({"workflow": quick, "id": id.to_string()});
+    let answer = http.post(format!("{}/v1/sessions", cluster.url(0))).json(&body).send().await.unwrap();
+    assert!(answer.status().is_success());
+    let verify = |cluster: &Cluster| {
+        let arguments = ["audit", "verify", &id.to_string(), "--output", "json", "--url", &cluster.url(0)];
+        let output = Command::new(binary().unwrap()).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let ended = wait_until("its end", PATIENCE, async || {
+        let answer = http.get(format!("{}/v1/sessions/{id}", cluster.url(0))).send().await.ok()?;
+        (answer.json::<Value>().await.ok()?["status"] == "completed").then_some(())
+    });
+    ended.await.unwrap();
+    let (code, shown) = verify(&cluster);
+    assert_eq!(code, Some(0), "{shown}");
+    assert_eq!(cluster.stop(0).await.unwrap(), Some(0));
+    {
+        let db = open(&temp.path().join("node-0"));
+        let applied = db.applied(id.shard()).unwrap().unwrap();
+        let key = Key::Event(id, ids::Seq(1));
+        let Some(Row::Event(mut event, digest)) = db.view(id.shard()).get(&key) else { panic!("no event 1") };
+        event.at.0 += 1;
+        let mut batch = db.batch(id.shard());
+        batch.put(key, Row::Event(event, digest));
+        batch.commit(&applied).unwrap();
+        db.flush().unwrap();
+    }
+    cluster.restart(0).await.unwrap();
+    let (code, shown) = verify(&cluster);
+    assert_eq!(code, Some(4), "{shown}");
+    assert!(shown.contains("\"first_broken_seq\": 1") || shown.contains("\"first_broken_seq\":1"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

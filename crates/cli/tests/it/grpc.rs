@@ -13,7 +13,9 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::fixture::Fixture;
+use testkit::wait_until;
+
+use crate::fixture::{Fixture, PATIENCE};
 
 async fn connect(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
@@ -88,9 +90,22 @@ async fn grpc_tells_its_health_and_its_services() {
     let node = Fixture::start("").await;
     let channel = connect(node.grpc).await;
     let service = "orchestra.v1.SessionService";
-    let check = HealthCheckRequest { service: service.into() };
-    let health = HealthClient::new(channel.clone()).check(check).await.unwrap().into_inner();
-    assert_eq!(health.status(), ServingStatus::Serving);
+    let becomes = async |wanted: ServingStatus| {
+        for service in [service, "orchestra.v1.WorkerService", ""] {
+            let what = format!("{service:?} to be {wanted:?}");
+            let told = wait_until(&what, PATIENCE, async || {
+                let check = HealthCheckRequest { service: service.into() };
+                let answer = HealthClient::new(channel.clone()).check(check).await.ok()?.into_inner();
+                (answer.status() == wanted).then_some(())
+            });
+            told.await.unwrap();
+        }
+    };
+    becomes(ServingStatus::Serving).await;
+    node.post("/v1/cluster/drain", &json!({})).await;
+    becomes(ServingStatus::NotServing).await;
+    node.post("/v1/cluster/drain", &json!({"undo": true})).await;
+    becomes(ServingStatus::Serving).await;
     let ask = ServerReflectionRequest {
         message_request: Some(MessageRequest::ListServices(String::new())),
         ..Default::default()

@@ -101,9 +101,68 @@ async fn of_two_copies_of_a_node_one_is_listened_to() {
     cluster.spawn(copy).unwrap();
     refusal(&cluster, copy, "was here with start").await;
     completes(&api, "after-a-copy").await;
+    let condemned = temp.path().join(format!("node-{copy}/data/condemned"));
+    let remembered =
+        wait_until("the copy to be condemned", PATIENCE, async || condemned.exists().then_some(()));
+    remembered.await.unwrap();
     cluster.kill(copy).unwrap();
+    // Started often enough, its start would be later than any that the others have met.
+    assert!(cluster.restart(copy).await.is_err());
+    assert_eq!(cluster.count_in_logs("must not be used any more"), 1, "{}", cluster.log_tails());
     cluster.restart(2).await.unwrap();
     cluster.until_whole().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_voter_is_removed_without_whom_nothing_could_be_decided() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    let api = Api::new(&cluster.url(0)).unwrap();
+    api.apply(QUICK).await.unwrap();
+    cluster.kill(1).unwrap();
+    let refused = cluster.remove(2).await.unwrap_err().to_string();
+    assert!(refused.contains("of the 2 voters that would be left, 1 answer"), "{refused}");
+    completes(&api, "nobody-was-removed").await;
+    cluster.restart(1).await.unwrap();
+    cluster.until_whole().await.unwrap();
+    cluster.remove(2).await.unwrap();
+    completes(&api, "one-was-removed").await;
+}
+
+/// With one of three away, a fourth that counted before it has caught up would hold up every write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_counts_once_it_has_caught_up() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = "[node]\nshards = 1\nintake_mib_per_second = 1\n";
+    let mut cluster = Cluster::start(temp.path(), 3, config).await.unwrap();
+    let api = Api::new(&cluster.url(0)).unwrap();
+    api.apply("name: w\nsteps:\n  - {id: a, wait: {signal: s}}\n").await.unwrap();
+    // Few entries, of many bytes.
+    for number in 0..40 {
+        api.start("w", &format!("large-{number}"), &json!("x".repeat(200_000))).await.unwrap();
+    }
+    cluster.kill(1).unwrap();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writes = tokio::spawn(async move {
+        let (mut slowest, mut number) = (Duration::ZERO, 0);
+        while stopped.try_recv().is_err() {
+            let began = tokio::time::Instant::now();
+            api.start("w", &format!("small-{number}"), &json!(1)).await.unwrap();
+            (slowest, number) = (slowest.max(began.elapsed()), number + 1);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (slowest, number)
+    });
+    cluster.add().await.unwrap();
+    let whole = wait_until("four voters", PATIENCE, async || {
+        let status = cluster.status(0).await.ok()?;
+        let nodes = status["nodes"].as_array()?;
+        (nodes.len() == 4 && nodes.iter().all(|node| node["voter"] == true)).then_some(())
+    });
+    whole.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    stop.send(()).unwrap();
+    let (slowest, number) = writes.await.unwrap();
+    assert!(number > 20 && slowest < Duration::from_secs(4), "{number} writes, the slowest took {slowest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

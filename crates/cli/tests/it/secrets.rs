@@ -7,11 +7,14 @@ use serde_json::json;
 
 use crate::fixture::Fixture;
 
-const CANARIES: [&str; 4] = [
+const CANARIES: [&str; 6] = [
     "canary-key-in-env-4711",
     "canary-key-in-file-4712",
     "canary-in-url-4713",
     "canary-token-4714-0123456789",
+    // `user:canary-in-url-4713`, as it is sent.
+    "dXNlcjpjYW5hcnktaW4tdXJsLTQ3MTM=",
+    "canary-in-other-urls-4715",
 ];
 
 /// A vendor that refuses, and echoes what it was sent.
@@ -61,6 +64,11 @@ async fn canary_secrets_stay_secret() {
             CANARIES[2]
         ));
     }
+    // Nobody listens there.
+    let elsewhere = format!("127.0.0.1:9/x?key={}", CANARIES[5]);
+    extra.push_str(&format!(
+        "[traces]\notlp = \"http://{elsewhere}\"\n[alerts.webhook]\nurl = \"http://{elsewhere}\"\n"
+    ));
     let env = [
         ("CANARY_KEY".to_owned(), CANARIES[0].to_owned()),
         ("CANARY_KEY_IN_FILE_FILE".to_owned(), key_file.display().to_string()),

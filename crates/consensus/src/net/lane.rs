@@ -21,7 +21,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::links::{Client, Identified, Peer, Refusals};
+use super::{
+    header,
+    links::{Client, Identified, Peer, Refusal, Refusals},
+};
 
 /// Questions that may wait to be sent. More are refused.
 const QUEUE_LEN: usize = 16_384;
@@ -145,7 +148,9 @@ impl Lane {
             if let Err(error) = run.await {
                 if error.code() == Code::AlreadyExists {
                     let reason = error.message().to_owned();
-                    if refused.lock().insert(peer, reason.clone()).is_none() {
+                    let outdated = error.metadata().contains_key(header::OUTDATED);
+                    let refusal = Refusal { reason: reason.clone(), outdated };
+                    if refused.lock().insert(peer, refusal).is_none() {
                         tracing::error!(%peer, reason, "a peer does not listen to this process");
                     }
                 }

@@ -135,7 +135,16 @@ pub(crate) struct Links {
 }
 
 /// Why peers do not listen to a process, by peer.
-pub(crate) type Refusals = Arc<Mutex<BTreeMap<NodeId, String>>>;
+pub(crate) type Refusals = Arc<Mutex<BTreeMap<NodeId, Refusal>>>;
+
+/// Why a peer does not listen to a process.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    /// In its words.
+    pub(crate) reason: String,
+    /// Whether the process runs on an older copy of its node's directory.
+    pub(crate) outdated: bool,
+}
 
 impl Links {
     pub(crate) fn new(me: Identified, runtime: Handle, tls: Option<Tls>) -> Self {
@@ -148,7 +157,13 @@ impl Links {
 
     /// Why a peer does not listen to this process, if one does not.
     pub(crate) fn refused(&self) -> Option<String> {
-        self.refused.lock().values().next().cloned()
+        self.refused.lock().values().next().map(|refusal| refusal.reason.clone())
+    }
+
+    /// Why a peer takes the directory of this process for an older copy, if one does.
+    pub(crate) fn outdated(&self) -> Option<String> {
+        let refused = self.refused.lock();
+        refused.values().find(|refusal| refusal.outdated).map(|refusal| refusal.reason.clone())
     }
 
     pub(crate) fn me(&self) -> &Identified {

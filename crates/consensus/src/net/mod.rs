@@ -25,5 +25,7 @@ pub(crate) mod header {
     pub(crate) const START: &str = "orchestra-start";
     pub(crate) const TO: &str = "orchestra-to";
     pub(crate) const MACHINE_VERSION: &str = "orchestra-machine-version";
+    /// In a refusal: the directory of whoever asks is an older copy.
+    pub(crate) const OUTDATED: &str = "orchestra-outdated";
     pub(crate) const SHARD: &str = "orchestra-shard";
 }

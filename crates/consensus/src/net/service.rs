@@ -1,6 +1,15 @@
 //! The other end: what a node answers to its peers.
 
-use std::{collections::BTreeMap, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream};
@@ -47,8 +56,10 @@ pub(crate) struct Service {
     pub(crate) state: Arc<StateDb>,
     /// Empty until the node's shards run.
     pub(crate) groups: RwLock<BTreeMap<ShardId, Group>>,
-    /// Whether the node is about to stop.
-    pub(crate) draining: watch::Sender<bool>,
+    /// Whether the node is about to stop: it is given no more leads.
+    pub(crate) draining: AtomicBool,
+    /// Whether it gives up those that it has, also those that it comes by.
+    pub(crate) resigning: AtomicBool,
     /// Why writes are stopped, if they are.
     pub(crate) stopped: watch::Receiver<Option<String>>,
     pub(crate) asked: RwLock<Option<AskHandler>>,
@@ -69,7 +80,12 @@ impl Service {
 
     /// A node that is still taking in shards has its log and its disk full of them: whoever it led would wait.
     fn must_not_lead(&self) -> bool {
-        *self.draining.borrow()
+        self.draining.load(Ordering::SeqCst) || self.gives_up_leads()
+    }
+
+    /// Whether whatever it leads is to be led by another, at once.
+    pub(crate) fn gives_up_leads(&self) -> bool {
+        self.resigning.load(Ordering::SeqCst)
             || self.stopped.borrow().is_some()
             || !members::is_member(&self.groups.read(), self.identity.node)
     }

@@ -1,14 +1,19 @@
 //! Which process speaks for a node. A data directory that was copied, or brought back from an older copy, has forgotten
 //! votes and entries that the node has promised to keep; two processes with one id would each vote. So every start of a
 //! node has a number, kept in its directory, and a random mark, and who is asked listens to one start of a node only:
-//! the latest, and never to another while that one is still connected.
+//! the latest, and never to another while that one is still connected. A process that learns that its directory is an
+//! older copy condemns it: started often enough, its number would be the latest.
 
 use std::{collections::BTreeMap, fmt, fs::File, io::Write as _, path::PathBuf, str::FromStr, sync::Arc};
 
 use ids::NodeId;
 use parking_lot::Mutex;
-use tonic::Status;
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 
+use super::header;
 use crate::mutants::{self, Mutant};
 
 /// One start of a node.
@@ -94,11 +99,14 @@ impl Starts {
                 )));
             }
             if start.count <= known.start.count {
-                return Err(Status::already_exists(format!(
+                let message = format!(
                     "node {node} was here with start {} already, this is start {} of a copy of its directory, or of \
                      an older one: remove the node, and add it with an empty directory",
                     known.start.count, start.count
-                )));
+                );
+                let mut metadata = MetadataMap::new();
+                metadata.insert(header::OUTDATED, MetadataValue::from_static("true"));
+                return Err(Status::with_metadata(Code::AlreadyExists, message, metadata));
             }
             known.start = start;
             is_later = true;

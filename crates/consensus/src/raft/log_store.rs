@@ -41,6 +41,19 @@ impl LogStore {
         Arc::clone(&self.first)
     }
 
+    /// The last entry that was purged, and the last that there is.
+    fn ends(&self) -> io::Result<(Option<LogId>, Option<LogId>)> {
+        let state = self.log.state()?;
+        let purged = state.purged.map(|bytes| records::open_log_id(&bytes)).transpose()?;
+        let last = state.last.map(|bytes| records::open_entry(&bytes)).transpose()?;
+        Ok((purged, last.map(|entry| entry.log_id).max(purged)))
+    }
+
+    /// The index of the last entry, purged or not.
+    pub(crate) fn last_index(&self) -> io::Result<Option<u64>> {
+        Ok(self.ends()?.1.map(|last| last.index()))
+    }
+
     fn read(&self, range: impl RangeBounds<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
@@ -92,11 +105,8 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let state = self.log.state()?;
-        let purged = state.purged.map(|bytes| records::open_log_id(&bytes)).transpose()?;
+        let (purged, last) = self.ends()?;
         self.first.fetch_max(purged.map_or(0, |purged| purged.index() + 1), Ordering::AcqRel);
-        let last = state.last.map(|bytes| records::open_entry(&bytes)).transpose()?;
-        let last = last.map(|entry| entry.log_id).max(purged);
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
 
@@ -120,8 +130,12 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(())
     }
 
+    /// What the log holds of it: it is remembered as soon as the entries are asked for, and a crash may come before
+    /// they are written.
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        self.log.committed()?.map(|bytes| records::open_log_id(&bytes)).transpose()
+        let committed = self.log.committed()?.map(|bytes| records::open_log_id(&bytes)).transpose()?;
+        let (_, last) = self.ends()?;
+        Ok(committed.min(last))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
@@ -158,22 +172,48 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_is_purged_leaves_no_hole_in_what_is_read() {
-        let temp = tempfile::tempdir().unwrap();
+    fn id(index: u64) -> LogId {
+        LogId::new(openraft::vote::leader_id_adv::LeaderId { term: 1, node_id: 7 }, index)
+    }
+
+    fn open(path: &std::path::Path) -> (LogDb, LogStore) {
         let options = LogOptions { tail_bytes: 1 << 20, queue_len: 16, batch_bytes: 1 << 20, sync: true };
-        let db = LogDb::open(temp.path(), options).unwrap();
-        let mut store = LogStore::new(db.shard(ShardId(0)).unwrap());
-        let id = |index| LogId::new(openraft::vote::leader_id_adv::LeaderId { term: 1, node_id: 7 }, index);
-        let entries =
-            (0..100).map(|index| (index, records::seal_entry(&Entry::new(id(index), EntryPayload::Blank))));
-        let entries: Vec<_> = entries.collect();
+        let db = LogDb::open(path, options).unwrap();
+        let store = LogStore::new(db.shard(ShardId(0)).unwrap());
+        (db, store)
+    }
+
+    async fn append(store: &LogStore, indexes: std::ops::Range<u64>) {
+        let entry = |index| (index, records::seal_entry(&Entry::new(id(index), EntryPayload::Blank)));
+        let entries = indexes.map(entry).collect();
         wait(|done| {
             store.log.append(entries, done);
             Ok(())
         })
         .await
         .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_ends_where_the_log_ends() {
+        let temp = tempfile::tempdir().unwrap();
+        let (db, mut store) = open(temp.path());
+        append(&store, 0..5).await;
+        // As when the entries up to it are queued behind a batch, and the node is killed after that batch.
+        store.save_committed(Some(id(10))).await.unwrap();
+        append(&store, 5..8).await;
+        drop((store, db));
+        let (_db, mut store) = open(temp.path());
+        assert_eq!(store.read_committed().await.unwrap(), Some(id(7)));
+        append(&store, 8..20).await;
+        assert_eq!(store.read_committed().await.unwrap(), Some(id(10)));
+    }
+
+    #[tokio::test]
+    async fn what_is_purged_leaves_no_hole_in_what_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let (_db, mut store) = open(temp.path());
+        append(&store, 0..100).await;
         assert_eq!(store.limited_get_log_entries(40, 50).await.unwrap().len(), 10);
         store.purge(id(44)).await.unwrap();
         assert_eq!(store.limited_get_log_entries(45, 50).await.unwrap().len(), 5);

@@ -1,6 +1,14 @@
 //! The state machine: entries applied to the state database.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ::machine::{
     Command, Effect, Input, Key, MACHINE_VERSION_FIRST, Outcome, Read as _, Refusal, Row, ShardRow,
@@ -61,6 +69,8 @@ pub struct StateMachine {
     marks: Arc<Mutex<VecDeque<Mark>>>,
     /// Why this replica has stopped for good, if it has.
     broken: Arc<Mutex<Option<String>>>,
+    /// Set if that is because its rows are not those of most replicas.
+    differs: Arc<AtomicBool>,
 }
 
 /// The digest of the rows before an entry.
@@ -120,6 +130,7 @@ impl StateMachine {
             failing: Arc::default(),
             marks: Arc::default(),
             broken: Arc::default(),
+            differs: Arc::default(),
         })
     }
 
@@ -152,6 +163,11 @@ impl StateMachine {
         self.broken.lock().clone()
     }
 
+    /// Why the rows of this replica must not count, if they must not.
+    pub(crate) fn differs(&self) -> Option<String> {
+        self.broken().filter(|_| self.differs.load(Ordering::SeqCst))
+    }
+
     /// The digest before an entry that asked for it, once that is applied.
     pub(crate) async fn mark(&self, index: u64) -> Option<Mark> {
         self.applied_until(index).await;
@@ -176,6 +192,7 @@ impl StateMachine {
                 ours.digest,
                 RowDigest(*digest)
             );
+            self.differs.store(true, Ordering::SeqCst);
             return Err(self.stop_for(reason));
         }
         if marks.len() == MARKS_LEN {
@@ -215,7 +232,8 @@ impl StateMachine {
                 }
                 Payload::Normal(entry) => {
                     self.check_version(&entry)?;
-                    apply_entry(&mut batch, self.observer.as_ref(), &entry, &mut effects)
+                    let mut asked = |effect| effects.push((log_id.committed_leader_id().term, effect));
+                    apply_entry(&mut batch, self.observer.as_ref(), entry, &mut asked)
                 }
             };
             applied.id = Some(log_id);
@@ -283,8 +301,8 @@ impl Decoded {
 fn apply_entry(
     batch: &mut storage::Batch<'_>,
     observer: &dyn Observer,
-    entry: &record::Entry,
-    effects: &mut Vec<Effect>,
+    entry: record::Entry,
+    asked: &mut impl FnMut(Effect),
 ) -> Reply {
     let row = batch.shard();
     let expected = Position(row.position.0 + 1);
@@ -303,8 +321,7 @@ fn apply_entry(
             machine_version: row.machine_version.max(MACHINE_VERSION_FIRST),
         }),
     );
-    let outcomes = entry.commands.iter().map(|command| {
-        let mut command = command.clone();
+    let outcomes = entry.commands.into_iter().map(|mut command| {
         if mutants::is_on(Mutant::StaleDispatch)
             && let Command::ResolveStep(resolve) = &mut command
             && let Some(row) = batch.step(resolve.session, resolve.step)
@@ -312,7 +329,7 @@ fn apply_entry(
             resolve.dispatch = row.dispatch;
         }
         let output = ::machine::apply(&mut Told { batch, observer }, &Input { now, command });
-        effects.extend(output.effects);
+        output.effects.into_iter().for_each(&mut *asked);
         output.outcome
     });
     Reply(outcomes.collect())

@@ -130,3 +130,35 @@ async fn a_directory_in_use_is_refused() {
     assert!(error.contains("in use by another process"), "{error}");
     node.stop().await;
 }
+
+/// `RocksDB` takes a damaged record for the end of its log: what follows it would be forgotten in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_has_lost_its_end_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let node = start(temp.path()).await;
+    let group = node.groups()[&ShardId(1)].clone();
+    assert_eq!(group.propose(Command::PutDefinition(definition())).await, Ok(Outcome::Done));
+    for unique in 0..300u128 {
+        assert!(matches!(group.propose(start_session(unique)).await, Ok(Outcome::Started { .. })));
+    }
+    let applied = group.progress().applied.unwrap();
+    let known = format!("1 {applied}\n");
+    while !std::fs::read_to_string(temp.path().join("log-ends")).unwrap_or_default().contains(&known) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(group);
+    node.stop().await;
+    let logs = std::fs::read_dir(temp.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let logs = logs.filter(|path| path.extension().is_some_and(|of| of == "log"));
+    let largest = logs.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[used / 2] ^= 1;
+    std::fs::write(&largest, &bytes).unwrap();
+    let refused = Node::start(options(temp.path()), listener(), Arc::new(SystemClock)).await;
+    let error = refused.unwrap_err().to_string();
+    assert!(
+        error.contains("log of shard 1") && error.contains(&format!("entry {applied} was on disk")),
+        "{error}"
+    );
+}

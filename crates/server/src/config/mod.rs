@@ -545,11 +545,20 @@ impl Config {
     /// The configuration as TOML, for people: without what its URLs hide.
     #[must_use]
     pub fn print(&self) -> String {
+        toml::to_string_pretty(&self.shown()).unwrap_or_default()
+    }
+
+    /// What may be seen by others: without what URLs hide.
+    pub(crate) fn shown(&self) -> Self {
         let mut shown = self.clone();
-        for provider in shown.providers.values_mut() {
-            provider.base_url = without_secrets(&provider.base_url);
+        let providers = shown.providers.values_mut().map(|provider| &mut provider.base_url);
+        let webhook = shown.alerts.webhook.iter_mut().map(|webhook| &mut webhook.url);
+        let traces = shown.traces.iter_mut().map(|traces| &mut traces.otlp);
+        let backup = shown.backup.iter_mut().map(|backup| &mut backup.to);
+        for url in providers.chain(webhook).chain(traces).chain(backup) {
+            *url = without_secrets(url);
         }
-        toml::to_string_pretty(&shown).unwrap_or_default()
+        shown
     }
 }
 

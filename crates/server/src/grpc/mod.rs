@@ -13,7 +13,10 @@ use proto::api::{
     worker_service_server::WorkerServiceServer,
 };
 use serde_json::Value;
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::server::Router};
+use tonic::{
+    Code, Request, Response, Status, metadata::MetadataMap, server::NamedService, transport::server::Router,
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     error::ApiError,
@@ -26,14 +29,16 @@ use crate::{
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often what the health service tells is looked at.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+
 /// How long a start waits at most for the session's end.
 const WAIT_MS_MAX: u32 = 3_600_000;
 
 /// All services: sessions, workers, health, reflection.
-pub(crate) async fn router(app: Arc<App>) -> Result<Router, String> {
+pub(crate) fn router(app: Arc<App>) -> Result<Router, String> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<SessionServiceServer<Service>>().await;
-    reporter.set_serving::<WorkerServiceServer<Service>>().await;
+    tokio::spawn(report_health(Arc::clone(&app), reporter));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .build_v1()
@@ -45,6 +50,29 @@ pub(crate) async fn router(app: Arc<App>) -> Result<Router, String> {
         .add_service(WorkerServiceServer::new(Service { app }))
         .add_service(health)
         .add_service(reflection))
+}
+
+/// Tells gRPC's health service what `/health/ready` tells, until the node stops.
+async fn report_health(app: Arc<App>, reporter: HealthReporter) {
+    let mut stopping = app.stopping.clone();
+    let mut tick = tokio::time::interval(HEALTH_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+        let ready = app.sessions.not_ready().is_empty();
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        // The empty name is the server as a whole.
+        let names = [
+            "",
+            <SessionServiceServer<Service> as NamedService>::NAME,
+            <WorkerServiceServer<Service> as NamedService>::NAME,
+        ];
+        for name in names {
+            reporter.set_service_status(name, status).await;
+        }
+    }
 }
 
 pub(crate) struct Service {

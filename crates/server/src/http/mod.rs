@@ -11,7 +11,7 @@ mod ui;
 pub(crate) mod waiting;
 mod workers;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -19,7 +19,7 @@ use axum::{
         ConnectInfo, DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State,
         connect_info::Connected, rejection::BytesRejection,
     },
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
@@ -145,7 +145,7 @@ async fn limit(
     }
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     // Who has no valid token is refused where the token is asked for.
-    let tenant = || app.limits.tenant(&principal(&app, header).ok()?.tenant);
+    let tenant = || app.limits.tenant(&principal(&app.tokens, header).ok()?.tenant);
     let (mut tightest, mut refused) = (None, None);
     for taken in [app.limits.address(from.ip()), tenant()].into_iter().flatten() {
         match taken {
@@ -225,7 +225,7 @@ impl FromRequestParts<Arc<App>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        principal(app, header).map(Self)
+        principal(&app.tokens, header).map(Self)
     }
 }
 
@@ -243,7 +243,7 @@ impl FromRequestParts<Arc<App>> for Tenant {
 
 /// The tenant of an `Authorization` header.
 pub(crate) fn tenant(app: &App, authorization: Option<&str>) -> Result<String, ApiError> {
-    Ok(principal(app, authorization)?.tenant)
+    Ok(principal(&app.tokens, authorization)?.tenant)
 }
 
 /// A request about the cluster as a whole, of all tenants: its token has to allow that.
@@ -253,21 +253,28 @@ impl FromRequestParts<Arc<App>> for Admin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        if principal(app, header)?.admin {
-            return Ok(Self);
-        }
-        let message = "this is about all tenants: it needs a token with `admin = true` in [[tokens]]";
-        Err(ApiError::new(error::FORBIDDEN, message))
+        check_admin(&app.tokens, &parts.headers).map(|()| Self)
     }
 }
 
-fn principal(app: &App, authorization: Option<&str>) -> Result<Principal, ApiError> {
-    if app.tokens.is_empty() {
+fn check_admin(tokens: &BTreeMap<String, Principal>, headers: &HeaderMap) -> Result<(), ApiError> {
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if principal(tokens, header)?.admin {
+        return Ok(());
+    }
+    let message = "this is about all tenants: it needs a token with `admin = true` in [[tokens]]";
+    Err(ApiError::new(error::FORBIDDEN, message))
+}
+
+fn principal(
+    tokens: &BTreeMap<String, Principal>,
+    authorization: Option<&str>,
+) -> Result<Principal, ApiError> {
+    if tokens.is_empty() {
         return Ok(Principal { tenant: "default".to_owned(), admin: true });
     }
     let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
-    let principal = token.and_then(|token| app.tokens.get(token));
+    let principal = token.and_then(|token| tokens.get(token));
     principal.cloned().ok_or_else(|| {
         ApiError::new(
             error::UNAUTHENTICATED,

@@ -248,7 +248,7 @@ pub(super) async fn events(
     }
     let from = match headers.get("last-event-id").map(|value| value.to_str().map(str::parse::<u64>)) {
         None => query.from,
-        Some(Ok(Ok(last))) => last + 1,
+        Some(Ok(Ok(last))) => last.saturating_add(1),
         Some(_) => return Err(ApiError::invalid("Last-Event-ID: expected the number of an event")),
     };
     // The first page decides whether the session is there at all.

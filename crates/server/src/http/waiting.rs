@@ -1,10 +1,10 @@
 //! What a node answers before it belongs to a cluster: its health, and `POST /v1/cluster/init`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
     routing::{get, post},
     serve::Listener,
@@ -12,13 +12,17 @@ use axum::{
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::system;
-use crate::error::{self, ApiError};
+use super::{check_admin, system};
+use crate::{
+    error::{self, ApiError},
+    wiring::Principal,
+};
 
 /// Serves until the cluster is to be founded by this node, or `joined` completes.
 pub(crate) async fn serve<T, L: Listener>(
     listener: L,
     seeds: Vec<String>,
+    tokens: BTreeMap<String, Principal>,
     joined: impl Future<Output = T>,
 ) -> std::io::Result<Option<T>>
 where
@@ -26,9 +30,10 @@ where
 {
     let founding = Arc::new(watch::Sender::new(false));
     let mut wish = founding.subscribe();
-    let init = move || async move {
+    let init = move |headers: HeaderMap| async move {
+        check_admin(&tokens, &headers)?;
         founding.send_replace(true);
-        Json(json!({"status": "founding"}))
+        Ok::<_, ApiError>(Json(json!({"status": "founding"})))
     };
     let ready = move || async move {
         let error = format!("the node waits to join a cluster by {}, or to found one", seeds.join(", "));

@@ -16,6 +16,7 @@ use crate::error::{self, ApiError};
 /// How long a request is retried while a shard has no leader.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(10);
 const ELECTION_PAUSE: Duration = Duration::from_millis(20);
+const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Events of one page.
 pub(crate) const EVENTS_PAGE_MAX: usize = 500;
 
@@ -93,6 +94,20 @@ impl Sessions {
         for engine in self.engines.values() {
             engine.drain();
         }
+    }
+
+    /// Hands over the lead of every shard once no work of it is under way here, so that its sessions wait no longer than
+    /// for that.
+    pub(crate) async fn hand_over_when_done(&self) {
+        let shards = self.engines.iter().map(|(shard, engine)| async move {
+            while engine.running_count() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+            if let Some(group) = self.node.groups().get(shard) {
+                group.hand_over(None).await;
+            }
+        });
+        futures_util::future::join_all(shards).await;
     }
 
     pub(crate) async fn stop(mut self) {

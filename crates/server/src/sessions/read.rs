@@ -20,6 +20,32 @@ const SESSIONS_PAGE_MAX: usize = 500;
 /// Rows looked at for one page of a filtered list.
 const LIST_ROWS_MAX: usize = 10_000;
 
+/// Where a session stands in a list: by its age, the newest first.
+type Place = (u64, SessionId);
+
+/// What one shard has for a page.
+struct Looked<T> {
+    /// In order: one more than a page, or all that was looked at.
+    found: Vec<(Place, T)>,
+    /// The last row that was looked at, if there may be more.
+    until: Option<Place>,
+}
+
+/// A page of what all shards have, and the place after which the next one begins, if there may be one.
+fn page<T>(shards: Vec<Looked<T>>, limit: usize) -> (Vec<T>, Option<Place>) {
+    // Where the first shard stopped that has more: what others have after that comes with a later page.
+    let until = shards.iter().filter_map(|shard| shard.until).min();
+    let mut found: Vec<(Place, T)> = shards.into_iter().flat_map(|shard| shard.found).collect();
+    found.retain(|(place, _)| until.is_none_or(|until| *place <= until));
+    found.sort_by_key(|(place, _)| *place);
+    let mut next = until;
+    if found.len() > limit {
+        found.truncate(limit);
+        next = found.last().map(|(place, _)| *place);
+    }
+    (found.into_iter().map(|(_, of)| of).collect(), next)
+}
+
 impl Sessions {
     /// A session with its steps and its output.
     pub(crate) async fn get(&self, tenant: &str, id: SessionId, stale: bool) -> Result<Value> {
@@ -67,17 +93,21 @@ impl Sessions {
     ) -> Result<Value> {
         let limit = limit.clamp(1, SESSIONS_PAGE_MAX);
         let after = cursor.map(parse_cursor).transpose()?;
-        let mut found: Vec<(u64, SessionId, Value)> = Vec::new();
-        let mut looked_all = true;
+        // Without a filter, every row counts.
+        let rows_max = if status.is_some() { LIST_ROWS_MAX } else { limit + 2 };
+        let mut looked = Vec::new();
         for group in self.node.groups().values() {
             self.read(group).await?;
             let view = group.view();
             let (from_age, from_id) = after.unwrap_or_default();
-            let from = Key::ByTenant(tenant.into(), from_age, SessionId::default());
+            let from = Key::ByTenant(tenant.into(), from_age, from_id);
             let to = Key::ByTenant(format!("{tenant}\0"), 0, SessionId::default());
-            let keys = view.scan(&from, &to, LIST_ROWS_MAX);
-            looked_all &= keys.len() < LIST_ROWS_MAX;
-            let mut taken = 0;
+            let keys = view.scan(&from, &to, rows_max);
+            let until = match keys.last() {
+                Some((Key::ByTenant(_, age, id), _)) if keys.len() == rows_max => Some((*age, *id)),
+                _ => None,
+            };
+            let mut found = Vec::new();
             for (key, _) in keys {
                 let Key::ByTenant(_, age, id) = key else { continue };
                 if after.is_some() && (age, id) <= (from_age, from_id) {
@@ -85,20 +115,17 @@ impl Sessions {
                 }
                 let Some(row) = view.session(id) else { continue };
                 if status.is_none_or(|status| row.status.name() == status) {
-                    found.push((age, id, Value::Object(summary(id, &row))));
-                    taken += 1;
+                    found.push(((age, id), Value::Object(summary(id, &row))));
                 }
-                if taken > limit {
+                if found.len() > limit {
                     break;
                 }
             }
             view.check()?;
+            looked.push(Looked { found, until });
         }
-        found.sort_by_key(|(age, id, _)| (*age, *id));
-        let more = found.len() > limit || !looked_all;
-        found.truncate(limit);
-        let next = found.last().filter(|_| more).map(|(age, id, _)| format!("{age}.{id}"));
-        let sessions: Vec<Value> = found.into_iter().map(|(_, _, json)| json).collect();
+        let (sessions, next) = page(looked, limit);
+        let next = next.map(|(age, id)| format!("{age}.{id}"));
         Ok(json!({"sessions": sessions, "next_cursor": next}))
     }
 
@@ -129,7 +156,7 @@ impl Sessions {
             events.push(event_json(&event, digest, path));
         }
         view.check()?;
-        Ok(Events { events, next, ended: row.status.is_ended() && next == row.next_seq })
+        Ok(Events { events, next, ended: row.status.is_ended() && next >= row.next_seq })
     }
 
     /// Checks the hash chain over a session's events.
@@ -286,3 +313,50 @@ fn parse_cursor(cursor: &str) -> Result<(u64, SessionId)> {
 }
 
 const _: () = assert!(STEPS_MAX <= limits::NODES_MAX, "an answer shows a part of the largest session");
+
+#[cfg(test)]
+mod tests {
+    use ids::{RegionId, ShardId};
+
+    use super::*;
+
+    /// Every third session is wanted; a shard looks at five rows a page.
+    #[test]
+    fn pages_of_a_rare_status_hold_every_session_once() {
+        let rows: Vec<(u64, Place)> = (0..200u64)
+            .map(|number| {
+                let shard = u16::try_from(number * number % 3).unwrap_or(0);
+                (number, (number / 4, SessionId::new(RegionId(0), ShardId(shard), number.into())))
+            })
+            .collect();
+        let wanted = |number: &u64| number % 17 == 3 || (100..110).contains(number);
+        for limit in [1, 3, 50] {
+            let (mut listed, mut after) = (Vec::new(), None);
+            loop {
+                let shard = |shard: u16| {
+                    let of_shard = rows.iter().filter(|(_, place)| place.1.shard() == ShardId(shard));
+                    let looked: Vec<_> = of_shard
+                        .filter(|(_, place)| after.is_none_or(|after| *place > after))
+                        .take(5)
+                        .collect();
+                    let until = (looked.len() == 5).then(|| looked.last().map(|(_, place)| *place)).flatten();
+                    let found = looked.into_iter().filter(|(number, _)| wanted(number));
+                    Looked {
+                        found: found.map(|(number, place)| (*place, *number)).take(limit + 1).collect(),
+                        until,
+                    }
+                };
+                let (found, next) = page((0..3).map(shard).collect(), limit);
+                assert!(found.len() <= limit);
+                listed.extend(found);
+                let Some(next) = next else { break };
+                assert!(after.is_none_or(|after| next > after), "no page ends where it began");
+                after = Some(next);
+            }
+            let mut all: Vec<u64> = rows.iter().map(|(number, _)| *number).filter(wanted).collect();
+            listed.sort_unstable();
+            all.sort_unstable();
+            assert_eq!(listed, all, "pages of {limit}");
+        }
+    }
+}

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use consensus::{Group, Leadership};
 use engine::values::Values;
-use ids::{Digest, SessionId, ShardId, StepId, TRACE_LABEL};
+use ids::{Digest, Seq, SessionId, ShardId, StepId, TRACE_LABEL};
 use machine::{
-    Approval, Command, Decision, Definition, Durability, Idempotency, Outcome, Read, SessionLimits,
+    Approval, Command, Decision, Definition, Durability, Idempotency, Key, Outcome, Read, Row, SessionLimits,
     SessionRow, SessionStatus, StartSession, limits,
 };
 use serde_json::Value;
 use sha2::Digest as _;
 
-use super::{Result, Sessions, Start, Started, pending};
+use super::{Result, Sessions, Start, Started, WorkflowRef, pending};
 use crate::error::{self, ApiError};
 
 /// Commands that may wait for a shard that is led here before sessions go elsewhere.
@@ -22,7 +22,7 @@ const NEAR_WAITING_MAX: usize = 256;
 impl Sessions {
     /// Starts a session, or finds the one that the same request started.
     pub(crate) async fn start(&self, tenant: &str, start: Start) -> Result<Started> {
-        let (name, definition) = self.definition(tenant, &start.workflow).await?;
+        let (workflow, definition) = self.definition(tenant, &start.workflow).await?;
         let identity = self.node.identity();
         let id = match start.id {
             Some(id) if id.region() != identity.region || id.shard().0 >= identity.shards => {
@@ -41,7 +41,7 @@ impl Sessions {
         let input = Bytes::from(start.input.to_string());
         let fingerprint = fingerprint(&definition.hash, &input, &start);
         // Not a part of what makes two requests the same.
-        let mut labels: Vec<(String, String)> = start.labels.into_iter().collect();
+        let mut labels: Vec<(String, String)> = start.labels.clone().into_iter().collect();
         if let Some(trace) = start.trace
             && labels.len() < limits::LABELS_MAX
             && !labels.iter().any(|(key, _)| key == TRACE_LABEL)
@@ -51,29 +51,27 @@ impl Sessions {
         let command = Command::StartSession(StartSession {
             session: id,
             tenant: tenant.into(),
-            workflow: name,
+            workflow,
             definition: definition.hash,
-            input,
+            input: input.clone(),
             labels,
             limits: start.limits,
             durability: Durability::Local,
-            idempotency: start.idempotency_key.map(|key| Idempotency {
+            idempotency: start.idempotency_key.clone().map(|key| Idempotency {
                 lock_key: start.lock_key.clone(),
                 key,
                 fingerprint,
             }),
         });
         let group = self.group(id.shard())?;
-        let outcome = match self.propose_start(group, command.clone()).await? {
-            // The shard uses this definition for the first time.
-            None => {
-                self.propose(group, Command::PutDefinition(definition)).await?;
-                self.propose(group, command).await?
+        let (session, created) = match self.propose_start(group, definition, command).await {
+            Ok(Outcome::Started { session, created }) => (session, created),
+            Ok(_) => return Err(ApiError::new(error::INTERNAL, "a start had another outcome")),
+            Err(refused) if [error::KEY_REUSED.name, error::ID_REUSED.name].contains(&refused.code.name) => {
+                let before = self.started_before(group, tenant, id, &start, &input);
+                (before.ok_or(refused)?, false)
             }
-            Some(outcome) => outcome,
-        };
-        let Outcome::Started { session, created } = outcome else {
-            return Err(ApiError::new(error::INTERNAL, "a start had another outcome"));
+            Err(error) => return Err(error),
         };
         let view = group.view();
         let status = view.session(session).map_or(SessionStatus::Running, |row| row.status);
@@ -101,13 +99,40 @@ impl Sessions {
         }
     }
 
-    async fn propose_start(&self, group: &Group, command: Command) -> Result<Option<Outcome>> {
-        if let Command::StartSession(start) = &command
-            && group.view().definition(start.definition).is_none()
-        {
-            return Ok(None);
+    async fn propose_start(
+        &self,
+        group: &Group,
+        definition: Arc<Definition>,
+        command: Command,
+    ) -> Result<Outcome> {
+        if group.view().definition(definition.hash).is_none() {
+            // The shard uses it for the first time.
+            self.propose(group, Command::PutDefinition(definition)).await?;
         }
-        self.propose(group, command).await.map(Some)
+        self.propose(group, command).await
+    }
+
+    /// The session that the same request started when the name of its workflow stood for another definition: a
+    /// repetition is one, whatever was applied in between.
+    fn started_before(
+        &self,
+        group: &Group,
+        tenant: &str,
+        id: SessionId,
+        start: &Start,
+        input: &Bytes,
+    ) -> Option<SessionId> {
+        let WorkflowRef::Name(workflow) = &start.workflow else { return None };
+        let view = group.view();
+        let is_of = |row: &SessionRow| row.tenant == tenant && row.workflow == *workflow;
+        if let Some(key) = &start.idempotency_key {
+            let key = Key::Idempotency(tenant.into(), start.lock_key.clone(), key.clone());
+            let Some(Row::Idempotency(used)) = view.get(&key) else { return None };
+            let row = view.session(used.session).filter(is_of)?;
+            return (fingerprint(&row.definition, input, start) == used.fingerprint).then_some(used.session);
+        }
+        let first = view.session(id).filter(is_of).and_then(|_| view.event(id, Seq(0)))?;
+        (first.data.value() == Some(input)).then_some(id)
     }
 
     /// The session, if it is the tenant's.

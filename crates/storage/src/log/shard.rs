@@ -110,6 +110,12 @@ impl ShardLog {
         Ok(LogState { purged, last: self.edge(true)?.map(|(_, bytes)| bytes) })
     }
 
+    /// The last entry that is on disk, as far as is known since the log was opened; 0 for none.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.tail.lock().durable
+    }
+
     /// The entries of a range, from the first on, up to about `bytes_max` but at least one.
     ///
     /// # Errors

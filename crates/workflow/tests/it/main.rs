@@ -85,13 +85,15 @@ fn sizes_are_bounded() {
     assert_eq!(compile("w", &many(10_000)).unwrap().nodes.len(), 10_000);
     assert!(refused(&many(10_001)).contains("more than 10000 steps"));
 
-    let mut deep = String::from("name: w\nsteps:\n");
-    for level in 0..17 {
-        let pad = "    ".repeat(level);
-        deep.push_str(&format!("{pad}  - id: s\n{pad}    fork:\n{pad}      x:\n"));
-        deep = deep.replace("      x:\n", "     x:\n");
-    }
-    assert!(compile("w", &deep).is_err());
+    let deep = |levels: usize| {
+        let innermost = r#"{"id": "s", "value": "1"}"#.to_owned();
+        let step = (1..levels).fold(innermost, |inner, _| {
+            format!(r#"{{"id": "s", "loop": {{"until": "true", "max_iterations": 1, "steps": [{inner}]}}}}"#)
+        });
+        format!(r#"{{"name": "w", "steps": [{step}]}}"#)
+    };
+    compile("w", &deep(16)).unwrap();
+    assert!(refused(&deep(17)).contains("nest at most 16 deep"), "{}", refused(&deep(17)));
     assert!(refused(&format!("{HEAD}# {}\n", "x".repeat(1_100_000))).contains("at most"));
 }
 
