@@ -19,6 +19,7 @@ use proto::{
 };
 use storage::Identity;
 use tls::Tls;
+use tokio::time::Instant;
 
 use crate::{
     Group, Leadership,
@@ -33,8 +34,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long one shard may take for a change: a new member has to take in its state.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Entries that a node may lack when it becomes a voter.
-const BEHIND_MAX: u64 = 256;
+/// How long ago what a node has may have been all that there was, when it becomes a voter.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_millis(300);
+const CATCH_UP_POLL: Duration = Duration::from_millis(10);
 
 /// What the cluster knows of a node. Addresses are `host:port`, where the host may be a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -208,19 +210,21 @@ pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), Cha
     }
 }
 
-/// Returns when a learner is so close behind that the shard does not wait for it when it votes. Raft itself takes a
-/// node for caught up that has nothing yet, as long as there is little.
+/// Returns when a learner is so close behind that the shard does not wait for it when it votes: when it has what there
+/// was a moment ago (Raft thesis, 4.2.1). Raft itself counts entries, and takes a node for caught up that has nothing
+/// yet, as long as there are few.
 async fn caught_up(group: &Group, node: NodeId) -> Result<(), ChangeError> {
     loop {
-        if !matches!(*group.leadership.borrow(), Leadership::Here { .. }) {
-            return Err(ChangeError::NotLeader);
+        let (began, there) = (Instant::now(), group.raft.metrics().borrow_watched().last_log_index);
+        while group.members().get(&node).is_none_or(|of| of.matched < there) {
+            if !matches!(*group.leadership.borrow(), Leadership::Here { .. }) {
+                return Err(ChangeError::NotLeader);
+            }
+            tokio::time::sleep(CATCH_UP_POLL).await;
         }
-        let last = group.raft.metrics().borrow_watched().last_log_index;
-        let matched = group.members().get(&node).and_then(|of| of.matched);
-        if matched.is_some_and(|matched| matched + BEHIND_MAX >= last.unwrap_or(0)) {
+        if began.elapsed() <= CAUGHT_UP_WITHIN {
             return Ok(());
         }
-        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 
@@ -304,7 +308,7 @@ async fn change_anywhere(group: &Group, change: &Change) -> Result<(), ChangeErr
 ///
 /// This program does not know the rules of that cluster.
 pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Result<Identity, Unsupported> {
-    let mut told = tokio::time::Instant::now() - TELL_INTERVAL;
+    let mut told = Instant::now() - TELL_INTERVAL;
     loop {
         let mut reasons = Vec::new();
         // All at once: those that are away cost no time.
@@ -317,7 +321,7 @@ pub async fn discover(seeds: &[String], tls: Option<&Tls>) -> Result<Identity, U
             }
         }
         if told.elapsed() >= TELL_INTERVAL {
-            told = tokio::time::Instant::now();
+            told = Instant::now();
             tracing::info!(reasons = reasons.join("; "), "waiting for a member of the cluster to answer");
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
