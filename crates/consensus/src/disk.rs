@@ -95,7 +95,7 @@ pub(crate) fn check_end(path: &Path, shard: ShardId, log: &LogStore) -> Result<(
         .last_index()
         .map_err(|error| storage::Error::Corrupt { place: place.clone(), reason: error.to_string() })?;
     if last.is_none_or(|last| last < known) {
-        let found = last.map_or("is empty".to_owned(), |last| format!("ends with entry {last}"));
+        let found = last.map_or_else(|| "is empty".to_owned(), |last| format!("ends with entry {last}"));
         return Err(storage::Error::Corrupt {
             place,
             reason: format!(
