@@ -62,6 +62,11 @@ pub(crate) async fn run(args: RunArgs) -> anyhow::Result<()> {
         None => run.closed(args.clients, args.seconds).await?,
     }
     run.report(began.elapsed()).await;
+    let failed = run.failed.load(std::sync::atomic::Ordering::Relaxed);
+    anyhow::ensure!(
+        failed == 0,
+        "{failed} sessions failed: figures of a load in which sessions fail say little"
+    );
     Ok(())
 }
 
@@ -76,7 +81,9 @@ impl Run {
         while intended < began + Duration::from_secs(seconds) {
             tokio::time::sleep_until(intended).await;
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-                bail!("{OPEN_MAX} sessions are under way: the node does not keep a rate of {rate} a second");
+                tasks.join_all().await;
+                self.report(began.elapsed()).await;
+                bail!("{OPEN_MAX} sessions were under way: the node does not keep a rate of {rate} a second");
             };
             let (run, from) = (Arc::clone(self), intended);
             tasks.spawn(async move {

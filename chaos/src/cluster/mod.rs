@@ -13,6 +13,7 @@ mod releases;
 mod watch;
 
 use std::{
+    io::Write as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -111,6 +112,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Run> {
         "CI must be able to run {not_run:?}: it needs root, /dev/net/tun, /dev/fuse, libfaketime \
          and the release before this one"
     );
+    if !not_run.is_empty() {
+        // Also where a test that runs this passes.
+        let _ = writeln!(std::io::stderr(), "NOT RUN, as this machine does not allow it: {not_run:?}");
+    }
     anyhow::ensure!(!kinds.is_empty(), "this machine allows no fault of the scenario: {not_run:?}");
     let mut options = options.clone();
     options.scenario.faults = kinds;

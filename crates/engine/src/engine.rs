@@ -18,6 +18,7 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, field};
 
 use crate::{
     Workers,
@@ -253,8 +254,11 @@ impl Runner {
             work,
         };
         let (permits, tasks) = (Arc::clone(&self.permits), Arc::clone(&self.tasks));
+        // What is logged about the work says whose it is; its trace is known once the session is read.
+        let (session, step) = (work.session, work.step);
+        let span = tracing::error_span!("work", %session, %step, trace_id = field::Empty);
         let mut slot = self.tasks.lock();
-        let task = tokio::spawn(async move {
+        let run = async move {
             let Ok(permit) = permits.acquire_owned().await else { return };
             let started_at = job.clock.wall();
             if let Some(task) = tasks.lock().get_mut(&key).filter(|task| task.serial == serial) {
@@ -265,7 +269,8 @@ impl Runner {
             if tasks.get(&key).is_some_and(|task| task.serial == serial) {
                 tasks.remove(&key);
             }
-        });
+        };
+        let task = tokio::spawn(run.instrument(span));
         let (dispatch, external, abort) = (work.dispatch, work.external, task.abort_handle());
         let task = Task { serial, dispatch, started_at: None, external, abort };
         if let Some(before) = slot.insert(key, task) {

@@ -92,6 +92,10 @@ impl Job {
         else {
             return Ok(Plan::Gone);
         };
+        let given = session.labels.iter().find(|(key, _)| key == TRACE_LABEL);
+        let given = given.and_then(|(_, trace)| trace.parse().ok());
+        let trace = TraceContext::of_session(self.work.session, given);
+        tracing::Span::current().record("trace_id", format_args!("{:032x}", trace.trace));
         let (Some(definition), Some(row)) =
             (view.definition(session.definition), view.step(self.work.session, self.work.step))
         else {
@@ -137,10 +141,7 @@ impl Job {
                 let queue = Arc::new(QueueKey { tenant: session.tenant.clone(), queue: queue.clone() });
                 let Work { session: of, step, attempt, dispatch, .. } = self.work;
                 let id = TaskId { session: of, step, dispatch };
-                let given = session.labels.iter().find(|(key, _)| key == TRACE_LABEL);
-                let given = given.and_then(|(_, trace)| trace.parse().ok());
-                let trace = TraceContext::of_session(id.session, given).of_step(step, dispatch);
-                let (timeout_ms, traceparent) = (node.timeout_ms, trace.to_string());
+                let (timeout_ms, traceparent) = (node.timeout_ms, trace.of_step(step, dispatch).to_string());
                 let path = values.path(step);
                 Plan::Hand(Assignment { id, queue, path, attempt: attempt.0, input, timeout_ms, traceparent })
             }

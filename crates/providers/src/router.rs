@@ -207,7 +207,7 @@ impl Router {
                         let wait = error.retry_after.unwrap_or_default();
                         retry_after = Some(retry_after.map_or(wait, |least| least.min(wait)));
                     }
-                    tracing::info!(provider = %link.provider, code = error.code, message = %error.message, "call failed");
+                    tracing::info!(provider = %link.provider, code = error.code, reason = %error.message, "call failed");
                     call.failure = Some(Failure::new(error.class, error.code, error.message.clone()));
                     report.calls.push(call);
                     last = Some(error);

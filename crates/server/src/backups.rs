@@ -105,6 +105,18 @@ impl Schedule {
         self.used.load(Ordering::Relaxed)
     }
 
+    fn learn(&self, newest: Option<(String, Timestamp)>) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+    }
+
+    /// Looks whether the newest backup that is known of, or else the time that none has been known of, is too old;
+    /// whether that is news.
+    fn judge(&self, watched_since: Timestamp, now: Timestamp, every: Duration) -> bool {
+        let at = self.newest().map_or(watched_since, |(_, at)| at);
+        let is_overdue = age(at, now) >= 2 * every;
+        !self.overdue.swap(is_overdue, Ordering::Relaxed) && is_overdue
+    }
+
     /// Whether there should have been another by now.
     pub(crate) fn is_overdue(&self) -> bool {
         self.overdue.load(Ordering::Relaxed)
@@ -112,9 +124,9 @@ impl Schedule {
 }
 
 /// Makes backups on a schedule while this node leads shard 0, and watches their age in any case, as long as it runs.
-pub(crate) async fn run(app: Arc<App>, of: config::Backup) {
-    let every = Duration::from_secs(60 * of.every_minutes);
+pub(crate) async fn run(app: Arc<App>, of: config::Backup, every: Duration) {
     app.backups.used.store(true, Ordering::Relaxed);
+    let begun = app.sessions.node().clock().wall();
     let mut tick = tokio::time::interval((every / 10).clamp(Duration::from_secs(1), Duration::from_secs(60)));
     let mut stopping = app.stopping.clone();
     loop {
@@ -122,6 +134,11 @@ pub(crate) async fn run(app: Arc<App>, of: config::Backup) {
             _ = tick.tick() => {}
             // The sender ends with the node.
             _ = stopping.wait_for(|stop| *stop) => return,
+        }
+        // Whatever comes of this turn: also where the store can not be reached, backups grow old.
+        let now = app.sessions.node().clock().wall();
+        if app.backups.judge(begun, now, every) {
+            tracing::error!(to = of.to, ?every, "the newest backup is too old");
         }
         tokio::select! {
             made = turn(&app, &of, every) => if let Err(error) = made {
@@ -137,18 +154,8 @@ async fn turn(app: &App, of: &config::Backup, every: Duration) -> Result<(), ::b
     let (store, node, schedule) = (Store::open(&of.to)?, app.sessions.node(), &app.backups);
     let newest = store.newest().await?;
     let begun = newest.as_ref().and_then(|manifest| Some((manifest.id.clone(), time_of(&manifest.id)?)));
-    let age = |begun: &Option<(String, Timestamp)>| match begun {
-        Some((_, at)) => Duration::from_micros(node.clock().wall().0.saturating_sub(at.0)),
-        None => Duration::MAX,
-    };
-    let (is_due, is_overdue) = (age(&begun) >= every, age(&begun) >= 2 * every);
-    *schedule.newest.lock().unwrap_or_else(PoisonError::into_inner) = begun;
-    if is_overdue && !schedule.overdue.swap(true, Ordering::Relaxed) && newest.is_some() {
-        tracing::error!(to = of.to, every_minutes = of.every_minutes, "the newest backup is too old");
-    }
-    if !is_overdue {
-        schedule.overdue.store(false, Ordering::Relaxed);
-    }
+    let is_due = begun.as_ref().is_none_or(|(_, at)| age(*at, node.clock().wall()) >= every);
+    schedule.learn(begun);
     let leads = node
         .groups()
         .get(&OF_SHARD)
@@ -171,8 +178,7 @@ async fn turn(app: &App, of: &config::Backup, every: Duration) -> Result<(), ::b
     for id in ::backup::keep_newest(&store, of.keep).await? {
         tracing::info!(id, "an old backup was deleted");
     }
-    let begun = time_of(&manifest.id).map(|at| (manifest.id, at));
-    *schedule.newest.lock().unwrap_or_else(PoisonError::into_inner) = begun;
+    schedule.learn(time_of(&manifest.id).map(|at| (manifest.id, at)));
     schedule.overdue.store(false, Ordering::Relaxed);
     Ok(())
 }
@@ -183,7 +189,30 @@ fn remove(checkpoint: &Path) {
     }
 }
 
+fn age(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_micros(now.0.saturating_sub(at.0))
+}
+
 /// When a backup was begun, by its id.
 fn time_of(id: &str) -> Option<Timestamp> {
     id.split('-').next()?.parse().ok().map(Timestamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backups_grow_old_also_where_the_store_can_not_be_reached() {
+        let (schedule, every) = (Schedule::default(), Duration::from_secs(60));
+        let at = |seconds: u64| Timestamp(seconds * 1_000_000);
+        // None is known of, as the store has never answered.
+        assert!(!schedule.judge(at(1_000), at(1_119), every) && !schedule.is_overdue());
+        assert!(schedule.judge(at(1_000), at(1_120), every) && schedule.is_overdue());
+        assert!(!schedule.judge(at(1_000), at(1_130), every) && schedule.is_overdue(), "said once");
+        schedule.learn(Some(("b".to_owned(), at(1_125))));
+        assert!(!schedule.judge(at(1_000), at(1_200), every) && !schedule.is_overdue());
+        // And again, once it answers no more.
+        assert!(schedule.judge(at(1_000), at(1_245), every) && schedule.is_overdue());
+    }
 }

@@ -193,7 +193,8 @@ impl Server {
         let (http_listener, grpc_listener) = (asynchronous(http_listener)?, asynchronous(grpc_listener)?);
         let mut tasks = vec![serve_http(http_listener, tls.clone(), Arc::clone(&app), stopping.clone())?];
         if let Some(backup) = config.backup.clone() {
-            tasks.push(tokio::spawn(backups::run(Arc::clone(&app), backup)));
+            let every = Duration::from_secs(60 * backup.minutes(config.sla.tier));
+            tasks.push(tokio::spawn(backups::run(Arc::clone(&app), backup, every)));
         }
         tasks.push(tokio::spawn(alerts::run(Arc::clone(&app), config.alerts.clone(), teller)));
         tasks.push(serve_grpc(grpc_listener, tls, Arc::clone(&app), stopping)?);

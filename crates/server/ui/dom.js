@@ -25,7 +25,7 @@ export function table(caption, columns, rows) {
 }
 
 const STATES = {
-  met: ['good', '✓ met'], missed: ['bad', '✗ missed'], insufficient_data: ['quiet', '? too little data'],
+  met: ['good', '✓ met'], breached: ['bad', '✗ breached'], insufficient_data: ['quiet', '? too little data'],
   completed: ['good', '✓ completed'], failed: ['bad', '✗ failed'], canceled: ['quiet', '– canceled'],
   running: ['', '▶ running'], waiting: ['wait', '… waiting'], ready: ['', '▶ ready'], backoff: ['wait', '… backing off'],
   firing: ['bad', '✗ firing'], pending: ['wait', '… pending'], resolved: ['good', '✓ resolved'], inactive: ['quiet', '– inactive'],

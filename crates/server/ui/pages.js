@@ -30,7 +30,7 @@ export async function overview({ signal }) {
   ].filter(Boolean);
   const sum = (indicator, field) => levels.series.filter((of) => of.indicator === indicator)
     .reduce((total, of) => total + of[field], 0);
-  const missed = levels.objectives.filter((of) => of.state === 'missed');
+  const missed = levels.objectives.filter((of) => of.state === 'breached');
   const met = levels.objectives.filter((of) => of.state === 'met').length;
   return [
     h('h1', {}, 'Overview'),
@@ -41,8 +41,8 @@ export async function overview({ signal }) {
         h('p', { class: 'quiet' }, `${sum('session_completion', 'failed')} failed`)),
       card('Agent answers, last 5 minutes', h('p', { class: 'big' }, String(sum('agent_response', 'n'))),
         h('p', { class: 'quiet' }, `${sum('agent_response', 'failed')} attempts failed`)),
-      card('Service levels, last 5 minutes', h('p', { class: `big ${missed.length ? 'bad' : 'good'}` }, missed.length ? `✗ ${missed.length} missed` : `✓ ${met} met`),
-        h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.objective).join(', ') : h('a', { href: '#/sla' }, 'All objectives'))),
+      card('Service levels, last 5 minutes', h('p', { class: `big ${missed.length ? 'bad' : 'good'}` }, missed.length ? `✗ ${missed.length} breached` : `✓ ${met} met`),
+        h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.name).join(', ') : h('a', { href: '#/sla' }, 'All objectives'))),
       card('Alerts', h('p', { class: `big ${firing.length ? 'bad' : 'good'}` }, firing.length ? `✗ ${firing.length} firing` : '✓ none'),
         firing.length ? h('ul', {}, firing.map((of) => h('li', {}, `${of.alert}: ${of.value}`))) : h('p', { class: 'quiet' }, `${alerts.length} rules`))),
     h('h2', {}, 'Newest sessions'),
@@ -53,7 +53,7 @@ export async function overview({ signal }) {
 // Alerts are all tenants' business: whoever may not see them sees none.
 async function alertsOf(signal) {
   try {
-    return (await get('/v1/sla/alerts', signal)).alerts;
+    return (await get('/v1/alerts', signal)).alerts;
   } catch (error) {
     if (error.status === 403) return [];
     throw error;
@@ -80,7 +80,7 @@ function bar(of) {
   const label = `P50 ${ms(of.p50)}, P95 ${ms(of.p95)}, P99 ${ms(of.p99)}, target ${ms(of.target)}`;
   return h('svg', { viewBox: '0 0 400 24', role: 'img', 'aria-label': label },
     h('rect', { class: 'track', x: 0, y: 8, width: 400, height: 8, rx: 4 }),
-    h('rect', { class: `fill ${of.state === 'missed' ? 'failed' : 'done'}`, x: 0, y: 8, width: x(of.value ?? 0), height: 8, rx: 4 }),
+    h('rect', { class: `fill ${of.state === 'breached' ? 'failed' : 'done'}`, x: 0, y: 8, width: x(of.value ?? 0), height: 8, rx: 4 }),
     mark(of.p50, 'P50'), mark(of.p95, 'P95'), mark(of.p99, 'P99'),
     h('line', { class: 'target', x1: x(of.target), x2: x(of.target), y1: 0, y2: 24 }, h('title', {}, `target ${ms(of.target)}`)));
 }
@@ -123,7 +123,7 @@ function historyOf(of, signal) {
     if (!event.target.open || place.dataset.loaded) return;
     place.dataset.loaded = 'yes';
     try {
-      const parameters = new URLSearchParams({ objective: of.objective, window: of.window });
+      const parameters = new URLSearchParams({ objective: of.name, window: of.window });
       place.replaceChildren(...history(await get(`/v1/sla/history?${parameters}`, signal)));
     } catch (error) {
       place.replaceChildren(h('p', { class: 'bad' }, error.message));
@@ -136,7 +136,7 @@ function objective(of, signal) {
   const isShare = of.unit === 'share';
   const shown = isShare ? percent : ms;
   return h('section', { class: 'card' },
-    h('div', { class: 'row' }, h('h2', {}, of.objective), state(of.state)),
+    h('div', { class: 'row' }, h('h2', {}, of.name), state(of.state)),
     h('p', { class: 'big' }, shown(of.value)),
     h('p', { class: 'quiet' }, `${of.statistic} ${of.comparator} ${shown(of.target)} over ${of.window}; n = ${of.n}${of.failed ? `, ${of.failed} failed` : ''}`),
     isShare ? null : [bar(of), h('p', { class: 'quiet' }, `P50 ${ms(of.p50)} · P95 ${ms(of.p95)} · P99 ${ms(of.p99)} · max ${ms(of.max)}`)],

@@ -40,7 +40,7 @@ pub enum State {
     /// It is.
     Met,
     /// It is not.
-    Missed,
+    Breached,
     /// Too little was measured to tell.
     InsufficientData,
 }
@@ -74,7 +74,7 @@ pub struct WorstMinute {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
     /// What it is called.
-    pub objective: String,
+    pub name: String,
     /// What is measured.
     pub indicator: &'static str,
     /// Which number of it: p95, mean, ratio.
@@ -109,7 +109,9 @@ pub struct Outcome {
     pub compliance: Option<f64>,
     /// The share of the error budget that is left; below 0 if it is overspent.
     pub budget_left: Option<f64>,
-    /// How fast the budget is spent.
+    /// How fast the budget is spent, in the last hour.
+    pub burn_rate: Option<f64>,
+    /// The same over other times.
     pub burn: Burn,
     /// The worst minute of the last hour.
     pub worst_minute: Option<WorstMinute>,
@@ -149,7 +151,7 @@ pub fn evaluate(
         Some(value) if missed.of >= needed(objective) => match objective.comparator() {
             Comparator::Below if value < objective.target => State::Met,
             Comparator::AtLeast if value >= objective.target => State::Met,
-            _ => State::Missed,
+            _ => State::Breached,
         },
         _ => State::InsufficientData,
     };
@@ -167,7 +169,7 @@ pub fn evaluate(
         .map(|(left, burn)| left.max(0.0) * window.seconds(now) as f64 / burn);
     let ms = |micros: u64| shown(false, precise(micros));
     Outcome {
-        objective: objective.name.clone(),
+        name: objective.name.clone(),
         indicator: objective.indicator.name(),
         statistic: objective.statistic.to_string(),
         comparator: if objective.comparator() == Comparator::Below { "<" } else { ">=" },
@@ -185,6 +187,7 @@ pub fn evaluate(
         max: cell.max().map(ms),
         compliance,
         budget_left,
+        burn_rate: burn.hour,
         burn,
         worst_minute: worst_minute(objective, measured, now),
         exhausted_in_seconds,
@@ -354,7 +357,7 @@ mod tests {
             recorder.took(Indicator::AgentResponse, labels, now, 70_000_000);
         }
         let broken = outcome(&recorder, name, now);
-        assert_eq!((broken.state, broken.n, broken.compliance), (State::Missed, 125, Some(0.8)));
+        assert_eq!((broken.state, broken.n, broken.compliance), (State::Breached, 125, Some(0.8)));
         // 20 % missed, where 5 % may: four times the budget.
         assert!(
             (broken.burn.hour.unwrap() - 4.0).abs() < 1e-9
@@ -376,7 +379,7 @@ mod tests {
         let uptime = outcome(&recorder, "uptime", now);
         assert_eq!(
             (uptime.state, uptime.value, uptime.n, uptime.failed),
-            (State::Missed, Some(0.99), 1_000, 10)
+            (State::Breached, Some(0.99), 1_000, 10)
         );
         assert!((uptime.budget_left.unwrap() + 1.0).abs() < 1e-9, "{uptime:?}");
         recorder.happened(Indicator::DataPersistence, Labels::default(), now, true);

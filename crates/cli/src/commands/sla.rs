@@ -78,12 +78,12 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             line(format!("node {} did not answer: what only it has measured is missing", text(node)));
         }
     }
-    let missed = outcomes.iter().any(|outcome| outcome["state"] == "missed");
+    let missed = outcomes.iter().any(|outcome| outcome["state"] == "breached");
     Ok(if missed { ExitCode::from(4) } else { ExitCode::SUCCESS })
 }
 
 async fn alerts(active: bool, remote: &Remote) -> anyhow::Result<ExitCode> {
-    let mut list = remote.client()?.get("/v1/sla/alerts").await?;
+    let mut list = remote.client()?.get("/v1/alerts").await?;
     if active && let Some(alerts) = list["alerts"].as_array_mut() {
         alerts.retain(|alert| alert["state"] != "inactive");
     }
@@ -116,14 +116,14 @@ fn row(outcome: &Value) -> Value {
     let ms = |field: &str| outcome[field].as_f64().map_or_else(|| "-".to_owned(), duration);
     let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), percent);
     json!({
-        "objective": outcome["objective"],
+        "objective": outcome["name"],
         "target": format!("{} {} {}", text(&outcome["statistic"]), text(&outcome["comparator"]), number(&outcome["target"])),
         "value": number(&outcome["value"]),
         "p50": ms("p50"), "p95": ms("p95"), "p99": ms("p99"),
         "n": outcome["n"],
         "compliance": share(&outcome["compliance"]),
         "budget_left": share(&outcome["budget_left"]),
-        "burn": outcome["burn"]["1h"].as_f64().map_or_else(|| "-".to_owned(), |burn| format!("{burn:.2}")),
+        "burn": outcome["burn_rate"].as_f64().map_or_else(|| "-".to_owned(), |burn| format!("{burn:.2}")),
         "window": outcome["window"],
         "state": text(&outcome["state"]).replace('_', " "),
     })

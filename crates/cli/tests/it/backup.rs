@@ -35,17 +35,26 @@ fn damage_is_found(cluster: &Cluster, store: &Path) {
     bytes[middle] ^= 1;
     std::fs::write(&table, bytes).unwrap();
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
-    assert!(code != 0 && said.contains("is damaged") && said.contains(".sst"), "{said}");
-    // A table that is gone from the store is copied again, and not only named.
+    assert!(code == 4 && said.contains("is damaged") && said.contains(".sst"), "{code}: {said}");
     std::fs::remove_file(&table).unwrap();
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert!(code == 4 && said.contains(".sst"), "{code}: {said}");
+    // A table that is gone from the store is copied again, and not only named.
     backup(cluster, store, &[]);
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
     assert_eq!(code, 0, "{said}");
-    // A manifest that names a file elsewhere writes nothing there.
+    // What is in the tables is not what the manifest says of a shard.
     let newest =
         std::fs::read_dir(store.join("backups")).unwrap().map(|of| of.unwrap().path()).max().unwrap();
     let manifest = newest.join("manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
+    let mut other: Value = serde_json::from_str(&text).unwrap();
+    let position = other["shards"][0]["position"].as_u64().unwrap();
+    other["shards"][0]["position"] = json!(position + 1);
+    std::fs::write(&manifest, other.to_string()).unwrap();
+    let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
+    assert!(code == 4 && said.contains("the manifest says"), "{code}: {said}");
+    // A manifest that names a file elsewhere writes nothing there.
     std::fs::write(&manifest, text.replace("\"name\": \"CURRENT\"", "\"name\": \"../../escaped\"")).unwrap();
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
     assert!(code != 0 && said.contains("is not the name of a file"), "{said}");

@@ -38,4 +38,23 @@ async fn logs_go_to_files_and_change_their_levels_while_the_node_runs() {
     assert!(refused["detail"].as_str().unwrap().contains("engine=loud"), "{refused}");
     // What is refused changes nothing.
     assert_eq!(node.get("/v1/log").await.1["level"], "warn,engine=debug");
+
+    // A line about the work of a session says whose it is, and has the id of the trace that its client named.
+    assert_eq!(set("warn,providers=info").await.0, StatusCode::OK);
+    node.vendor.set_outage(Some(providers::simulated::Outage::Refuses));
+    let workflow = json!({"name": "w", "retry": {"max_attempts": 1}, "steps": [
+        {"id": "a", "agent": {"role": "r", "prompt": "p"}}]});
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let request = node.request(Method::POST, "/v1/sessions").json(&json!({"workflow": workflow}));
+    let request = request.header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+    let (status, started) = node.send(request).await;
+    assert_eq!(status, StatusCode::CREATED, "{started}");
+    wait_until("the line of the call that failed", PATIENCE, async || {
+        let of = |line: &Value| line["message"] == "call failed" && line["span"]["session"] == started["id"];
+        logged().iter().find(|line| of(line)).map(|line| {
+            assert_eq!(line["span"]["trace_id"], trace, "{line}");
+        })
+    })
+    .await
+    .unwrap();
 }

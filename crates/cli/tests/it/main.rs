@@ -17,6 +17,7 @@ mod leaving;
 mod logs;
 mod placement;
 mod returning;
+mod s3;
 mod secrets;
 mod sla;
 mod snapshot;

@@ -232,3 +232,39 @@ async fn timers_fire_though_the_shards_clock_is_far_from_the_wall_clock() {
     let later = run(&[]).await;
     assert!(later > ahead, "{later}: the shard's clock went back, so that this shows nothing");
 }
+
+/// What it would apply by its own rules would not be what the others have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_an_older_release_is_not_let_in_once_an_upgrade_is_final() {
+    let Some(previous) = testkit::previous_binary() else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must have the release before: `deploy/dev/previous.sh`"
+        );
+        let text = "NOT RUN: a join with the release before; `deploy/dev/previous.sh` builds it\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        return;
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    cluster.finalize(0).await.unwrap();
+    let old = cluster.add().await.unwrap();
+    cluster.kill(old).unwrap();
+    cluster.remove_by_name(old).await.unwrap();
+    cluster.wipe(old).unwrap();
+    cluster.set_program(old, Some(previous));
+    cluster.spawn(old).unwrap();
+    let told = wait_until("the old node to be told why", PATIENCE, async || {
+        (cluster.count_in_logs("runs an older release") > 0).then_some(())
+    });
+    told.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    assert_eq!(cluster.status(0).await.unwrap()["nodes"].as_array().unwrap().len(), 3);
+    // The same directory, with this release: it is let in.
+    cluster.kill(old).unwrap();
+    cluster.set_program(old, None);
+    cluster.spawn(old).unwrap();
+    let joined = wait_until("four members", PATIENCE, async || {
+        (cluster.status(0).await.ok()?["shards"]["0"]["voters"].as_array()?.len() == 4).then_some(())
+    });
+    joined.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+}

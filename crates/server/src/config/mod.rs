@@ -258,9 +258,10 @@ pub struct Backup {
     /// A directory that every node reaches under this path, or `s3://bucket/prefix`.
     pub to: String,
     /// Minutes between the beginnings of two: 1440 for daily, 60, or 15. What was acknowledged since the last one is
-    /// what the loss of the whole cluster costs. One that is twice as old as this is overdue.
-    #[serde(default = "default_every_minutes")]
-    pub every_minutes: u64,
+    /// what the loss of the whole cluster costs. One that is twice as old as this is overdue. By default as often as the
+    /// support tier (`sla.tier`) has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_minutes: Option<u64>,
     /// How many are kept.
     #[serde(default = "default_keep")]
     pub keep: usize,
@@ -274,8 +275,16 @@ fn default_mib_per_second() -> u64 {
     64
 }
 
-fn default_every_minutes() -> u64 {
-    60
+impl Backup {
+    /// Minutes between the beginnings of two: as configured, or daily, hourly, every 15 minutes for the support tiers.
+    #[must_use]
+    pub fn minutes(&self, tier: u8) -> u64 {
+        self.every_minutes.unwrap_or(match tier {
+            0..=2 => 1_440,
+            3 => 60,
+            _ => 15,
+        })
+    }
 }
 
 fn default_keep() -> usize {
@@ -485,7 +494,7 @@ impl Config {
         }
         if let Some(backup) = &self.backup
             && (backup.to.is_empty()
-                || !(1..=10_080).contains(&backup.every_minutes)
+                || !(1..=10_080).contains(&backup.minutes(self.sla.tier))
                 || !(1..=100_000).contains(&backup.mib_per_second)
                 || backup.keep == 0)
         {
@@ -583,6 +592,19 @@ mod tests {
     fn an_unknown_key_is_an_error_with_its_place() {
         let error = Config::parse("[node]\nhtpp = \"127.0.0.1:1\"\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("htpp"), "{error}");
+    }
+
+    #[test]
+    fn backups_are_made_as_often_as_the_tier_has_it() {
+        let minutes = |text: &str| {
+            let config = Config::parse(text).unwrap();
+            config.backup.unwrap().minutes(config.sla.tier)
+        };
+        assert_eq!(minutes("[backup]\nto = \"b\"\n"), 60);
+        for (tier, every) in [(1, 1_440), (2, 1_440), (3, 60), (4, 15)] {
+            assert_eq!(minutes(&format!("[sla]\ntier = {tier}\n[backup]\nto = \"b\"\n")), every);
+        }
+        assert_eq!(minutes("[sla]\ntier = 4\n[backup]\nto = \"b\"\nevery_minutes = 7\n"), 7);
     }
 
     #[test]

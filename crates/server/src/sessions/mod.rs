@@ -13,8 +13,9 @@ use tokio::sync::broadcast;
 
 use crate::error::{self, ApiError};
 
-/// How long a request is retried while a shard has no leader.
-const ELECTION_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request is retried while a shard has no leader that answers: some elections long. A node that is cut off
+/// must not hold on to a client that could ask another one.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(5);
 const ELECTION_PAUSE: Duration = Duration::from_millis(20);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Events of one page.

