@@ -246,6 +246,7 @@ pub(crate) fn history() -> History {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a value of every row")]
 pub(crate) fn rows() -> Vec<(String, Key, Row)> {
     let session_row = SessionRow {
         tenant: "t".into(),

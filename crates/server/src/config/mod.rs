@@ -3,6 +3,7 @@
 //! An unknown key is an error with its place; an unknown `ORCHESTRA_*` variable is a warning. Secrets are named,
 //! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
+mod backup;
 mod levels;
 mod limits;
 mod traces;
@@ -12,6 +13,7 @@ use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
 use providers::simulated;
 use serde::{Deserialize, Serialize};
 
+pub use backup::Backup;
 pub use levels::{Alerts, Sla, Webhook};
 pub use limits::Limits;
 pub use traces::{SpanNames, Traces};
@@ -251,46 +253,6 @@ pub struct Simulated {
     pub behaviour: simulated::Options,
 }
 
-/// Backups on a schedule. The same on every node: the leader of shard 0 makes them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Backup {
-    /// A directory that every node reaches under this path, or `s3://bucket/prefix`.
-    pub to: String,
-    /// Minutes between the beginnings of two: 1440 for daily, 60, or 15. What was acknowledged since the last one is
-    /// what the loss of the whole cluster costs. One that is twice as old as this is overdue. By default as often as the
-    /// support tier (`sla.tier`) has it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub every_minutes: Option<u64>,
-    /// How many are kept.
-    #[serde(default = "default_keep")]
-    pub keep: usize,
-    /// Mebibytes a second that are copied, 1 to 100,000: the rest of the disk and the network is for what clients wait
-    /// for. A backup must fit into `every_minutes`.
-    #[serde(default = "default_mib_per_second")]
-    pub mib_per_second: u64,
-}
-
-fn default_mib_per_second() -> u64 {
-    64
-}
-
-impl Backup {
-    /// Minutes between the beginnings of two: as configured, or daily, hourly, every 15 minutes for the support tiers.
-    #[must_use]
-    pub fn minutes(&self, tier: u8) -> u64 {
-        self.every_minutes.unwrap_or(match tier {
-            0..=2 => 1_440,
-            3 => 60,
-            _ => 15,
-        })
-    }
-}
-
-fn default_keep() -> usize {
-    48
-}
-
 /// Logging.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -492,17 +454,7 @@ impl Config {
                  {lease} and {reconnect}"
             ));
         }
-        if let Some(backup) = &self.backup
-            && (backup.to.is_empty()
-                || !(1..=10_080).contains(&backup.minutes(self.sla.tier))
-                || !(1..=100_000).contains(&backup.mib_per_second)
-                || backup.keep == 0)
-        {
-            return invalid(format!(
-                "[backup] needs a place `to`, `every_minutes` from 1 to 10080, `keep` of 1 or more and `mib_per_second` \
-                 from 1 to 100000; found {backup:?}"
-            ));
-        }
+        self.backup.as_ref().map_or(Ok(()), |backup| backup.check(self.sla.tier)).map_err(Error::Invalid)?;
         self.alerts.check().map_err(Error::Invalid)?;
         self.sla.maintenance().map_err(|error| Error::Invalid(error.to_string()))?;
         self.traces.as_ref().map_or(Ok(()), Traces::check).map_err(Error::Invalid)?;
@@ -592,19 +544,6 @@ mod tests {
     fn an_unknown_key_is_an_error_with_its_place() {
         let error = Config::parse("[node]\nhtpp = \"127.0.0.1:1\"\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("htpp"), "{error}");
-    }
-
-    #[test]
-    fn backups_are_made_as_often_as_the_tier_has_it() {
-        let minutes = |text: &str| {
-            let config = Config::parse(text).unwrap();
-            config.backup.unwrap().minutes(config.sla.tier)
-        };
-        assert_eq!(minutes("[backup]\nto = \"b\"\n"), 60);
-        for (tier, every) in [(1, 1_440), (2, 1_440), (3, 60), (4, 15)] {
-            assert_eq!(minutes(&format!("[sla]\ntier = {tier}\n[backup]\nto = \"b\"\n")), every);
-        }
-        assert_eq!(minutes("[sla]\ntier = 4\n[backup]\nto = \"b\"\nevery_minutes = 7\n"), 7);
     }
 
     #[test]

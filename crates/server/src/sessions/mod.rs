@@ -97,8 +97,8 @@ impl Sessions {
         }
     }
 
-    /// Hands over the lead of every shard once no work of it is under way here, so that its sessions wait no longer than
-    /// for that.
+    /// Hands over the lead of every shard once no work of it is under way here, so that its sessions wait no longer
+    /// than for that.
     pub(crate) async fn hand_over_when_done(&self) {
         let shards = self.engines.iter().map(|(shard, engine)| async move {
             while engine.running_count() > 0 {
