@@ -221,7 +221,7 @@ impl Group {
             return;
         }
         let to = match to {
-            Some(node) => vec![node],
+            Some(node) => self.would_lead(node).await.then_some(node).into_iter().collect(),
             None => self.successors().await,
         };
         if to.is_empty() {

@@ -87,7 +87,7 @@ pub(crate) async fn hand_over(raft: &Raft, mut leadership: watch::Receiver<Leade
 impl Group {
     /// Whether a node is there and takes a lead. One that is away, about to leave or full would refuse, and Raft, which
     /// has stopped to lead by then, waits for an election.
-    async fn would_lead(&self, node: NodeId) -> bool {
+    pub(crate) async fn would_lead(&self, node: NodeId) -> bool {
         let asked = self.links.control(node, self.shard, request::Body::Greet(Empty {}), ASK_TIMEOUT).await;
         matches!(asked, Ok(response::Body::Greeted(greeted)) if !greeted.draining)
     }
@@ -137,11 +137,10 @@ pub(crate) async fn balance(node: NodeId, service: Arc<Service>) {
             if *place == node {
                 continue;
             }
-            if !group.would_lead(*place).await {
-                continue;
-            }
-            tracing::info!(%shard, to = %place, "handing over the lead to where it belongs");
             group.hand_over(Some(*place)).await;
+            if !matches!(*group.leadership.borrow(), Leadership::Here { .. }) {
+                tracing::info!(%shard, to = %place, "the lead was handed over to where it belongs");
+            }
             quiet.remove(shard);
         }
     }

@@ -216,9 +216,14 @@ pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), Cha
 async fn caught_up(group: &Group, node: NodeId) -> Result<(), ChangeError> {
     loop {
         let (began, there) = (Instant::now(), group.raft.metrics().borrow_watched().last_log_index);
-        while group.members().get(&node).is_none_or(|of| of.matched < there) {
+        loop {
             if !matches!(*group.leadership.borrow(), Leadership::Here { .. }) {
                 return Err(ChangeError::NotLeader);
+            }
+            match group.members().get(&node) {
+                Some(of) if of.matched >= there => break,
+                Some(_) => {}
+                None => return Err(ChangeError::Refused(format!("node {node} was removed meanwhile"))),
             }
             tokio::time::sleep(CATCH_UP_POLL).await;
         }

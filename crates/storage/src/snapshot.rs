@@ -168,8 +168,8 @@ impl Import {
     ///
     /// # Errors
     ///
-    /// The disk refuses. The old rows stay in force.
-    pub fn install(mut self) -> Result<(), Error> {
+    /// The disk refuses. The old rows stay in force, and this may be tried again.
+    pub fn install(&mut self) -> Result<(), Error> {
         let (db, shard, incarnation) = (Arc::clone(&self.db), self.shard, self.incarnation);
         let mut batch = WriteBatch::default();
         batch.put(applied_key(shard, incarnation), &self.applied);

@@ -245,6 +245,33 @@ impl StateMachine {
         Ok(replies)
     }
 
+    /// Puts a state that came in into force. A full disk is waited for: Raft would give the shard up.
+    async fn put_into_force(&self, mut import: Import) -> io::Result<()> {
+        loop {
+            // Two flushes: not on the thread that answers heartbeats.
+            let tried = tokio::task::spawn_blocking(move || {
+                let installed = import.install();
+                (import, installed)
+            });
+            let (back, installed) = tried.await.map_err(io::Error::other)?;
+            import = back;
+            match installed {
+                Ok(()) => break,
+                Err(error) if error.is_no_space() => {
+                    if self.failing.lock().replace(error.to_string()).is_none() {
+                        tracing::error!(shard = %self.shard, %error, "a state that came in can not be kept; it waits");
+                    }
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.failing.lock().take().is_some() {
+            tracing::info!(shard = %self.shard, "the state that came in is kept");
+        }
+        Ok(())
+    }
+
     fn write(&self, batch: storage::Batch<'_>, record: &[u8]) -> io::Result<()> {
         let mut result = batch.commit(record);
         // A full disk is waited for: nothing is acknowledged meanwhile, and nothing is lost.
@@ -415,9 +442,7 @@ impl RaftStateMachine<Types> for StateMachine {
             }
             SnapshotSource::Live { db, shard } => copy(&db, shard, &self.db, self.shard)?,
         };
-        // Two flushes: not on the thread that answers heartbeats.
-        let installed = tokio::task::spawn_blocking(move || import.install()).await;
-        installed.map_err(io::Error::other)??;
+        self.put_into_force(import).await?;
         let applied = Applied { id: meta.last_log_id, membership: meta.last_membership.clone() };
         *self.flushed.lock() = applied.clone();
         *self.captured.lock() = None;

@@ -126,14 +126,10 @@ fn a_range_of_old_entries_and_of_some_that_are_not_on_disk_yet_is_read_whole() {
     drop(held);
 }
 
-#[path = "../../../testkit/src/small_disk.rs"]
-#[allow(unreachable_pub, reason = "it is part of testkit, which stands above this crate")]
-mod small_disk;
-
 #[test]
 fn while_the_disk_is_full_the_log_is_read() {
     let temp = tempfile::tempdir().unwrap();
-    let Some(disk) = small_disk::SmallDisk::mount(temp.path(), 16) else { return };
+    let Some(disk) = crate::small_disk::SmallDisk::mount(temp.path(), 16) else { return };
     let path = temp.path().join("log");
     let db = LogDb::open(&path, options()).unwrap();
     let log = db.shard(ShardId(0)).unwrap();

@@ -4,4 +4,7 @@
 
 mod directory;
 mod log;
+#[path = "../../../testkit/src/small_disk.rs"]
+#[allow(unreachable_pub, reason = "it is part of testkit, which stands above this crate")]
+mod small_disk;
 mod state;

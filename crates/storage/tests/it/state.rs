@@ -6,6 +6,8 @@ use machine::{Key, Read as _, Row, ShardRow, Tables as _, TimerKind, WorkflowRow
 use proptest::prelude::*;
 use storage::{Exported, StateDb, StateOptions};
 
+use crate::small_disk::SmallDisk;
+
 fn open(path: &std::path::Path) -> StateDb {
     StateDb::open(path, StateOptions { block_cache_bytes: 1 << 20, cached_rows: 8 }).unwrap()
 }
@@ -83,14 +85,14 @@ fn installing_replaces_all_rows() {
         (Exported::Rows(_), None) => panic!("rows came before what was applied"),
     };
     source.export(ShardId(5), copy).unwrap();
-    let import = import.unwrap();
+    let mut import = import.unwrap();
     assert_eq!(import.sum().0, 1);
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(2), 1)).is_some(), "not in force yet");
     import.install().unwrap();
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(2), 1)).is_none());
     assert_eq!(target.applied(ShardId(5)).unwrap().unwrap(), "source");
-    drop(target);
+    drop((import, target));
     let target = open(temps[1].path());
     assert!(target.view(ShardId(5)).get(&Key::SignalId(session(1), 1)).is_some());
 }
@@ -118,7 +120,7 @@ fn imports_of_a_shard_do_not_know_of_each_other() {
         import
     };
     // A sender gave up when everything was there, and sends again while the first is put into force.
-    let (first, second) = (import(1), import(2));
+    let (mut first, mut second) = (import(1), import(2));
     first.install().unwrap();
     assert_eq!((shown(1), shown(2), shown(101)), (true, false, true));
     let (third, fourth) = (import(3), import(4));
@@ -128,7 +130,7 @@ fn imports_of_a_shard_do_not_know_of_each_other() {
     assert_eq!((shown(2), shown(102)), (true, true));
     // All at once, as often as may show something.
     for round in 5..25u128 {
-        let (a, b) = (import(round), import(round + 30));
+        let (mut a, mut b) = (import(round), import(round + 30));
         std::thread::scope(|scope| {
             scope.spawn(|| a.install().unwrap());
             scope.spawn(|| drop(import(round + 60)));
@@ -222,4 +224,47 @@ proptest! {
             }
         }
     }
+}
+
+/// Raft gives a shard up whose state can not be put into force.
+#[test]
+fn a_state_that_does_not_fit_on_the_disk_is_put_into_force_once_it_does() {
+    let temp = tempfile::tempdir().unwrap();
+    // The database goes on once there is room for one of its buffers in memory, 64 MiB.
+    let Some(disk) = SmallDisk::mount(temp.path(), 200) else { return };
+    let target = Arc::new(open(&temp.path().join("state")));
+    let shard = ShardId(5);
+    let mut import = target.import(shard, Bytes::from_static(b"applied")).unwrap();
+    // Of bytes that are not made fewer.
+    let mut noise = 1u32;
+    let mut value = || -> Vec<u8> {
+        std::iter::repeat_with(|| {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            noise.to_be_bytes()[0]
+        })
+        .take(10_000)
+        .collect()
+    };
+    let rows = (0..200u32).map(|number| {
+        let key = Key::Item(session(1), ids::StepId::default(), number);
+        (storage::encode_key(&key).into(), proto::record::encode_row(&Row::Item(value().into())))
+    });
+    import.put(rows.collect::<Vec<_>>()).unwrap();
+    disk.fill().unwrap();
+    let error = import.install().unwrap_err();
+    assert!(error.is_no_space(), "{error}");
+    assert!(target.applied(shard).unwrap().is_none(), "nothing else is in force");
+    disk.free().unwrap();
+    // The database finds out by itself that there is room.
+    let mut tries = 0;
+    while let Err(error) = import.install() {
+        tries += 1;
+        assert!(error.is_no_space() && tries < 600, "{tries} tries: {error}");
+        std::thread::park_timeout(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(target.applied(shard).unwrap().unwrap(), "applied");
+    let last = Key::Item(session(1), ids::StepId::default(), 199);
+    assert!(target.view(shard).get(&last).is_some());
+    drop((import, target));
+    drop(disk);
 }
