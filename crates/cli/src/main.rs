@@ -14,6 +14,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{client::Client, output::Format};
 
+/// Rows, messages and RocksDB's blocks come and go on every core: the system's allocator takes a lock for what one
+/// thread made and another frees.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Runs AI-agent sessions durably.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a session did not end well; 4 a check found something.

@@ -173,12 +173,7 @@ impl Router {
             let Some(entry) = self.providers.get(&link.provider) else { continue };
             request.model.clone_from(&link.model);
             let started = Instant::now();
-            let result = match deadline {
-                Some(deadline) => tokio::time::timeout_at(deadline, entry.call(&request))
-                    .await
-                    .unwrap_or_else(|_| Err(CallError::transient("timeout", "the step's time is up", true))),
-                None => entry.call(&request).await,
-            };
+            let result = entry.call(&request, deadline).await;
             let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let mut call = Call {
                 provider: link.provider.clone(),
@@ -231,14 +226,18 @@ impl Router {
 }
 
 impl Entry {
-    async fn call(&self, request: &Request) -> Result<Completion, CallError> {
-        let _permit =
-            self.permits.acquire().await.map_err(|_| CallError::transient("stopped", "stopped", false))?;
+    /// One call, its turn and its answer before the deadline. That no turn came is not the provider's fault; that no
+    /// answer came is.
+    async fn call(&self, request: &Request, deadline: Option<Instant>) -> Result<Completion, CallError> {
+        let late = |unhealthy| CallError::transient("timeout", "the step's time is up", unhealthy);
+        let turn = within(deadline, self.permits.acquire()).await.ok_or_else(|| late(false))?;
+        let _permit = turn.map_err(|_| CallError::transient("stopped", "stopped", false))?;
         if let Err(wait) = self.breaker.lock().admit(Instant::now()) {
             let error = CallError::transient(CIRCUIT_OPEN, "the provider failed repeatedly; it rests", false);
             return Err(CallError { retry_after: Some(wait), ..error });
         }
-        let result = self.provider.complete(request).await;
+        let answer = within(deadline, self.provider.complete(request)).await;
+        let result = answer.unwrap_or_else(|| Err(late(true)));
         let mut breaker = self.breaker.lock();
         match &result {
             Ok(_) => breaker.succeeded(),
@@ -248,6 +247,15 @@ impl Entry {
         }
         result
     }
+}
+
+/// What comes of `work`; nothing where the deadline comes first, or has come.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    let Some(deadline) = deadline else { return Some(work.await) };
+    if deadline <= Instant::now() {
+        return None;
+    }
+    tokio::time::timeout_at(deadline, work).await.ok()
 }
 
 impl CallError {

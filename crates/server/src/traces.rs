@@ -86,7 +86,7 @@ impl Traces {
     ///
     /// The receiver's URL is none.
     pub(crate) fn new(of: &config::Traces, node: &str) -> Result<Self, String> {
-        let endpoint = format!("{}/v1/traces", of.otlp.trim_end_matches('/'));
+        let endpoint = of.endpoint()?;
         let exporter = SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use providers::simulated::Options;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -154,6 +155,54 @@ async fn sessions_are_cancelled_and_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_the_next_attempt_survives_a_kill() {
+    let broken = Options { error_rate: 1.0, latency_min_ms: 0, latency_max_ms: 0, ..Default::default() };
+    let node = Fixture::with_vendor(broken, vec![], "").await;
+    let workflow = |delay: &str| {
+        let retry = json!({"max_attempts": 2, "backoff": "constant", "delay": delay, "jitter": 0.5});
+        json!({"name": "w", "retry": retry, "steps": [{"id": "a", "agent": {"role": "r", "prompt": "p"}}]})
+    };
+    let far = node.start_inline(&workflow("1h"), &json!(null)).await;
+    let near = node.start_inline(&workflow("2s"), &json!(null)).await;
+    let waits_for = async |node: &Fixture| {
+        let told = wait_until("the pause", PATIENCE, async || {
+            let (_, told) = node.get(&format!("/v1/sessions/{far}/describe")).await;
+            let waits_for = told["coming"][0]["waits_for"].as_str()?.to_owned();
+            waits_for.starts_with("its next attempt, at ").then_some(waits_for)
+        });
+        told.await.unwrap()
+    };
+    let before = waits_for(&node).await;
+    let node = node.killed_and_restarted().await;
+    assert_eq!(waits_for(&node).await, before);
+    let ended = node.until(&near, &["failed"]).await;
+    assert_eq!(ended["error"]["code"], "unavailable", "{ended}");
+    let (_, page) = node.get(&format!("/v1/sessions/{near}/events")).await;
+    let events = page["events"].as_array().unwrap();
+    let failed: Vec<&Value> = events.iter().filter(|event| event["type"] == "step_failed").collect();
+    let times = |index: usize, name: &str| failed[index]["data"][name].as_str().unwrap().to_owned();
+    assert_eq!(failed.len(), 2, "{page}");
+    assert!(times(1, "started_at") >= times(0, "retry_at"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_ten_thousand_steps_runs_through() {
+    let node = Fixture::start("").await;
+    let steps: String = (0..10_000).map(|step| format!("  - {{id: s{step}, value: '{step}'}}\n")).collect();
+    let source = format!("name: long\nsteps:\n{steps}");
+    let apply = node.request(Method::POST, "/v1/workflows").body(source);
+    let (status, applied) = node.send(apply).await;
+    assert_eq!(status, StatusCode::OK, "{applied}");
+    let (status, started) = node.post("/v1/sessions", &json!({"workflow": "long"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{started}");
+    let id = started["id"].as_str().unwrap();
+    let session = node.until(id, &["completed", "failed"]).await;
+    assert_eq!((&session["status"], &session["output"]), (&json!("completed"), &json!(9_999)));
+    let (_, audit) = node.get(&format!("/v1/sessions/{id}/audit")).await;
+    assert_eq!((&audit["intact"], &audit["events"]), (&json!(true), &json!(10_002)), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_hold_every_session_once() {
     let node = Fixture::start("").await;
     let quick = json!({"name": "q", "steps": [{"id": "a", "value": "1"}]});
@@ -202,8 +251,7 @@ async fn tokens_name_tenants() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains_and_exits_cleanly() {
-    let options =
-        providers::simulated::Options { latency_min_ms: 1_500, latency_max_ms: 1_500, ..Default::default() };
+    let options = Options { latency_min_ms: 1_500, latency_max_ms: 1_500, ..Default::default() };
     let node = Fixture::with_vendor(options, vec![], "").await;
     let one = json!({"name": "one", "steps": [{"id": "a", "agent": {"role": "r", "prompt": "p"}}]});
     node.start_inline(&one, &json!(null)).await;
@@ -260,7 +308,7 @@ async fn whoever_asks_too_often_is_told_when_to_come_back() {
     let channel = tonic::transport::Channel::from_shared(format!("http://{}", node.grpc)).unwrap();
     let mut client =
         proto::api::session_service_client::SessionServiceClient::new(channel.connect().await.unwrap());
-    let mut request = tonic::Request::new(proto::api::GetSessionRequest { id: "ses_".into() });
+    let mut request = tonic::Request::new(proto::api::GetSessionRequest { id: "ses_".into(), stale: false });
     request.metadata_mut().insert("authorization", "Bearer busy-0123456789abcdef".parse().unwrap());
     let refused = client.get_session(request).await.unwrap_err();
     assert_eq!(refused.metadata().get("orchestra-code").unwrap(), "rate_limited", "{refused:?}");

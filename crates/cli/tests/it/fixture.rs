@@ -65,6 +65,16 @@ impl Fixture {
         Self { temp, vendor, node, grpc, http: reqwest::Client::new(), token: None }
     }
 
+    /// Kills the node, and starts it again on what it left.
+    pub(crate) async fn killed_and_restarted(self) -> Self {
+        let Self { temp, vendor, node, http, token, .. } = self;
+        node.kill().unwrap();
+        let config = std::fs::read_to_string(temp.path().join("config.toml")).unwrap();
+        let (address, grpc) = (free_address().unwrap(), free_address().unwrap());
+        let node = NodeProcess::start(temp.path(), address, grpc, &config).await.unwrap();
+        Self { temp, vendor, node, grpc, http, token }
+    }
+
     pub(crate) fn set_token(&mut self, token: Option<&str>) {
         self.token = token.map(str::to_owned);
     }

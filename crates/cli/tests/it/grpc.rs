@@ -51,6 +51,10 @@ async fn a_session_is_driven_over_grpc() {
 
     let id = started.id;
     node.until(&id, &["waiting"]).await;
+    let describe = api::DescribeSessionRequest { id: id.clone() };
+    let told = client.describe_session(describe).await.unwrap().into_inner().json;
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["coming"][0]["step"], &told["coming"][1]), (&json!("ok"), &Value::Null), "{told}");
     let approve = api::ApproveStepRequest { id: id.clone(), ..Default::default() };
     client.approve_step(approve).await.unwrap();
     let follow = api::StreamEventsRequest { id: id.clone(), from_seq: 0, follow: true };
@@ -72,17 +76,58 @@ async fn a_session_is_driven_over_grpc() {
     let signals = kinds.iter().filter(|kind| *kind == "signal_received").count();
     assert_eq!(signals, 1, "a repeated signal counts once: {kinds:?}");
 
-    let session = client.get_session(api::GetSessionRequest { id: id.clone() }).await.unwrap().into_inner();
+    let audit = api::AuditSessionRequest { id: id.clone() };
+    let audit = client.audit_session(audit).await.unwrap().into_inner();
+    assert!(audit.intact && audit.first_broken_seq.is_none(), "{audit:?}");
+    assert_eq!((audit.events, audit.head.len()), (kinds.len() as u64, 64));
+
+    let get = api::GetSessionRequest { id: id.clone(), stale: false };
+    let session = client.get_session(get).await.unwrap().into_inner();
     let seen: Value = serde_json::from_str(&session.json).unwrap();
     assert_eq!((session.status.as_str(), &seen["output"]), ("completed", &json!(7)));
     let list = client.list_sessions(api::ListSessionsRequest::default()).await.unwrap().into_inner();
     assert_eq!(list.sessions.len(), 1);
-    let unknown = api::GetSessionRequest { id: "ses_00000_00000000000000000000".into() };
+    let unknown = "ses_00000_00000000000000000000".to_owned();
+    let unknown = api::GetSessionRequest { id: unknown, stale: true };
     assert_eq!(client.get_session(unknown).await.unwrap_err().code(), Code::NotFound);
-    let bad = client.get_session(api::GetSessionRequest { id: "nonsense".into() }).await.unwrap_err();
+    let bad =
+        client.get_session(api::GetSessionRequest { id: "nonsense".into(), stale: false }).await.unwrap_err();
     assert_eq!(bad.code(), Code::InvalidArgument);
     let ended = client.cancel_session(api::CancelSessionRequest { id, reason: String::new() }).await;
     assert_eq!(ended.unwrap_err().code(), Code::FailedPrecondition);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workflows_and_budgets_over_grpc() {
+    let node = Fixture::start("").await;
+    let mut client = SessionServiceClient::new(connect(node.grpc).await);
+    let source = "name: mine\nsteps:\n  - {id: a, value: '1'}\n  - {id: b, value: '2'}\n";
+    let apply = api::ApplyWorkflowRequest { source: source.into() };
+    let applied = client.apply_workflow(apply).await.unwrap().into_inner();
+    let list = client.list_workflows(api::ListWorkflowsRequest {}).await.unwrap().into_inner().workflows;
+    let found = |name: &str| list.iter().find(|workflow| workflow.name == name).unwrap();
+    let mine = found("mine");
+    assert_eq!(
+        (mine.definition.as_str(), mine.version, mine.built_in),
+        (applied.definition.as_str(), 1, false)
+    );
+    assert!(found("code").built_in);
+    let get = api::GetWorkflowRequest { name: "mine".into() };
+    let got = client.get_workflow(get).await.unwrap().into_inner();
+    assert_eq!((got.source.as_str(), got.definition.as_str()), (source, applied.definition.as_str()));
+    let unknown = client.get_workflow(api::GetWorkflowRequest { name: "theirs".into() }).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+
+    let start = api::StartSessionRequest {
+        workflow: "mine".into(),
+        wait_ms: 30_000,
+        budget: Some(api::Budget { steps: 1, ..Default::default() }),
+        ..Default::default()
+    };
+    let ended = client.start_session(start).await.unwrap().into_inner();
+    assert_eq!(ended.status, "failed");
+    let (_, session) = node.get(&format!("/v1/sessions/{}", ended.id)).await;
+    assert_eq!(session["error"]["code"], "limit_steps", "{session}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,13 @@
 //! Secrets go in by every door, and come out of none.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
-use axum::http::StatusCode;
+use axum::{body::Bytes, http::StatusCode};
 use serde_json::json;
 
 use crate::fixture::Fixture;
@@ -18,18 +23,35 @@ const CANARIES: [&str; 6] = [
 ];
 
 /// A vendor that refuses, and echoes what it was sent.
-async fn echoing_vendor() -> std::net::SocketAddr {
+async fn echoing_vendor() -> SocketAddr {
     let echo = |headers: axum::http::HeaderMap, uri: axum::http::Uri| async move {
         (
             StatusCode::BAD_REQUEST,
             format!("{{\"error\": {{\"message\": \"you sent {headers:?} to {uri}\"}}}}"),
         )
     };
-    let routes = axum::Router::new().fallback(echo);
+    serve(axum::Router::new().fallback(echo)).await
+}
+
+/// A receiver of traces; where it is, and what it got: paths and bodies.
+async fn receiver() -> (SocketAddr, Arc<Mutex<Vec<(String, Bytes)>>>) {
+    let got: Arc<Mutex<Vec<(String, Bytes)>>> = Arc::default();
+    let heard = Arc::clone(&got);
+    let take = move |uri: axum::http::Uri, body: Bytes| async move {
+        heard.lock().unwrap().push((uri.to_string(), body));
+    };
+    (serve(axum::Router::new().fallback(take)).await, got)
+}
+
+async fn serve(routes: axum::Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, routes).await });
     address
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 fn grep(directory: &Path, found: &mut Vec<String>) {
@@ -41,7 +63,7 @@ fn grep(directory: &Path, found: &mut Vec<String>) {
         }
         let bytes = fs::read(&path).unwrap_or_default();
         for canary in CANARIES {
-            if bytes.windows(canary.len()).any(|window| window == canary.as_bytes()) {
+            if contains(&bytes, canary) {
                 found.push(format!("{canary} in {}", path.display()));
             }
         }
@@ -64,10 +86,11 @@ async fn canary_secrets_stay_secret() {
             CANARIES[2]
         ));
     }
-    // Nobody listens there.
-    let elsewhere = format!("127.0.0.1:9/x?key={}", CANARIES[5]);
+    let (collector, traces) = receiver().await;
+    // Nobody listens at the webhook's.
     extra.push_str(&format!(
-        "[traces]\notlp = \"http://{elsewhere}\"\n[alerts.webhook]\nurl = \"http://{elsewhere}\"\n"
+        "[traces]\notlp = \"http://{collector}/x?key={key}\"\n[alerts.webhook]\nurl = \"http://127.0.0.1:9/x?key={key}\"\n",
+        key = CANARIES[5]
     ));
     let env = [
         ("CANARY_KEY".to_owned(), CANARIES[0].to_owned()),
@@ -111,6 +134,15 @@ async fn canary_secrets_stay_secret() {
     fs::remove_file(&config).unwrap();
     let mut found = Vec::new();
     grep(&directory, &mut found);
+    // A node that stops tells the rest of its traces. They have the code of the failure, and not its message.
+    let traces = traces.lock().unwrap();
+    let told = |text: &str| traces.iter().any(|(_, body)| contains(body, text));
+    let code = session["error"]["code"].as_str().unwrap();
+    assert!(told(&id) && told(code) && told("byenv"), "{id} {code} in {} messages", traces.len());
+    for (path, _) in traces.iter() {
+        assert_eq!(*path, format!("/x/v1/traces?key={}", CANARIES[5]), "only where they are to go");
+    }
+    found.extend(CANARIES.iter().filter(|canary| told(canary)).map(|canary| format!("{canary} in a trace")));
     assert!(found.is_empty(), "{found:?}");
     drop(temp);
 }

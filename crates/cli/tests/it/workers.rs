@@ -13,6 +13,7 @@ use proto::api::{
     FromWorker, Heartbeat, Hello, Outcome, Task, ToWorker, from_worker, outcome, to_worker,
     worker_service_client::WorkerServiceClient,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::{Cluster, binary, wait_until};
 use tokio::sync::{Semaphore, mpsc};
@@ -107,6 +108,31 @@ impl WorkerProcess {
     }
 }
 
+impl WorkerProcess {
+    /// One whose command notes that it began, waits until it may go on, and answers with its name.
+    async fn patient(node: &Fixture, name: &str) -> Self {
+        let begun = node.directory().join(format!("{name}-begun"));
+        let script = format!(
+            "cat > /dev/null; touch {}; while [ ! -e {} ]; do sleep 0.05; done; echo '\"{name}\"'",
+            begun.display(),
+            Self::may_end(node, name).display()
+        );
+        let endpoint = format!("http://{}", node.grpc);
+        let process = Self::start(&endpoint, "q", &["sh", "-c", &script]);
+        let what = format!("{name} to begin");
+        wait_until(&what, PATIENCE, async || begun.exists().then_some(())).await.unwrap();
+        process
+    }
+
+    fn may_end(node: &Fixture, name: &str) -> std::path::PathBuf {
+        node.directory().join(format!("{name}-may-end"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
 impl Drop for WorkerProcess {
     fn drop(&mut self) {
         // Gone already, it is gone.
@@ -183,6 +209,36 @@ async fn a_killed_workers_task_runs_again_and_its_late_answer_is_refused() {
     let completed = of_type(&events, "step_completed");
     assert_eq!(completed.len(), 1);
     assert_eq!((&completed[0]["data"]["attempt"], &completed[0]["data"]["dispatch"]), (&json!(1), &json!(2)));
+}
+
+/// The same with whole processes, as they are run.
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_processes_are_killed_and_paused_in_the_middle_of_a_task() {
+    let node = Fixture::with_node(IMPATIENT).await;
+    for (name, signal) in [("killed", Signal::KILL), ("paused", Signal::STOP)] {
+        let id = node.start_inline(&one_task(), &json!(7)).await;
+        let first = WorkerProcess::patient(&node, name).await;
+        first.signal(signal);
+        let other = format!("after-{name}");
+        let second = WorkerProcess::patient(&node, &other).await;
+        std::fs::write(WorkerProcess::may_end(&node, &other), "").unwrap();
+        let session = node.until(&id, &["completed", "failed"]).await;
+        assert_eq!(session["output"], *other, "{session}");
+        drop(second);
+        // The command of the first ends as well, and with it what a killed worker leaves behind.
+        std::fs::write(WorkerProcess::may_end(&node, name), "").unwrap();
+        if signal == Signal::STOP {
+            // It has an answer, and is told that nobody wants it; the next task is its own.
+            first.signal(Signal::CONT);
+            let next = node.start_inline(&one_task(), &json!(8)).await;
+            assert_eq!(node.until(&next, &["completed", "failed"]).await["output"], name);
+        }
+        let events = events(&node, &id).await;
+        assert_eq!(of_type(&events, "step_redispatched").len(), 1, "{events:?}");
+        let completed = of_type(&events, "step_completed");
+        assert_eq!(completed.len(), 1, "{events:?}");
+        assert_eq!(completed[0]["data"]["dispatch"], 2);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
 mod golden;
+mod invariants;
 mod properties;
 mod script;

@@ -8,11 +8,13 @@ use std::{
 use ids::{Digest, RegionId, Seq, SessionId, ShardId, StepId, Timestamp};
 use machine::{
     AlertChange, AlertState, Approval, Command, Decision, Definition, Durability, Effect, Event, EventData,
-    Failure, FailureClass, History, Input, Key, MemoryTables, NodeKind, Outcome, Pause, Read as _, Report,
-    Resolution, ResolveStep, Row, SessionLimits, StartSession, StepStatus, TimerKind, Usage, Value, Work,
-    apply, chain, limits_at_start, pending_effects, replay,
+    Failure, FailureClass, History, Idempotency, Input, Key, MemoryTables, NodeKind, Outcome, Pause,
+    Read as _, Report, Resolution, ResolveStep, Row, SessionLimits, StartSession, StepStatus, TimerKind,
+    Usage, Value, Work, apply, chain, limits_at_start, pending_effects, replay,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
+
+use crate::invariants::{Change, INVARIANTS};
 
 const WORKFLOWS: [&str; 4] = [
     "name: a\nretention: 1s\nsteps:\n  - {id: x, value: '1'}\n  - {id: y, after: [], value: '1', when: 'true'}\n  \
@@ -27,7 +29,8 @@ const WORKFLOWS: [&str; 4] = [
 
 #[derive(Debug, Clone)]
 enum Op {
-    Start(u8, usize),
+    /// Session, workflow, and the key, of which 0 is none.
+    Start(u8, usize, u8),
     /// Resolves the n-th piece of pending work, with a fence that is `stale` or not.
     Resolve {
         nth: usize,
@@ -45,7 +48,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        2 => (0u8..6, 0usize..4).prop_map(|(id, workflow)| Op::Start(id, workflow)),
+        2 => (0u8..6, 0usize..4, 0u8..4).prop_map(|(id, workflow, key)| Op::Start(id, workflow, key)),
         12 => (0usize..20, any::<u8>(), prop::bool::weighted(0.1))
             .prop_map(|(nth, how, stale)| Op::Resolve { nth, how, stale }),
         1 => (0usize..20).prop_map(Op::Redispatch),
@@ -102,16 +105,20 @@ impl World {
 
     fn command(&self, op: &Op) -> Option<Command> {
         Some(match op {
-            Op::Start(id, workflow) => Command::StartSession(StartSession {
+            Op::Start(id, workflow, key) => Command::StartSession(StartSession {
                 session: session(*id),
                 tenant: "t".into(),
                 workflow: "w".into(),
                 definition: self.definitions[*workflow].hash,
                 input: Value::from_static(b"1"),
                 labels: vec![],
-                limits: SessionLimits { tokens: 60, ..SessionLimits::default() },
+                limits: SessionLimits { tokens: 60, cost_microusd: 20, ..SessionLimits::default() },
                 durability: Durability::Local,
-                idempotency: None,
+                idempotency: (*key > 0).then(|| Idempotency {
+                    lock_key: String::new(),
+                    key: key.to_string(),
+                    fingerprint: self.definitions[*workflow].hash,
+                }),
             }),
             Op::Resolve { nth, how, stale } => self.resolve(self.nth_work(*nth)?, *how, *stale),
             Op::Redispatch(nth) => {
@@ -184,7 +191,12 @@ impl World {
         Command::ResolveStep(ResolveStep {
             session: work.session,
             step: work.step,
-            dispatch: ids::Dispatch(work.dispatch.0 + u32::from(stale)),
+            // One that was out before, or one that never was.
+            dispatch: ids::Dispatch(match (stale, how.is_multiple_of(2)) {
+                (false, _) => work.dispatch.0,
+                (true, true) => work.dispatch.0 - 1,
+                (true, false) => work.dispatch.0 + 1,
+            }),
             started_at: Timestamp(self.now.0 - u64::from(how)),
             resolution,
             report: (reports && how.is_multiple_of(4)).then(|| Report {
@@ -203,10 +215,11 @@ impl World {
         let input = Input { now: self.now, command };
         let output = apply(&mut self.tables, &input);
         assert_eq!(output, apply(&mut self.replica, &input), "two replicas differ");
-        if matches!(output.outcome, Outcome::Refused(_)) {
-            assert!(before.iter().eq(self.tables.iter()), "a refused command changed a row: {input:?}");
-            assert!(output.effects.is_empty());
-        } else if let Some(step) = resolved {
+        let change = Change { before: &before, input: &input, output: &output, after: &self.tables };
+        for invariant in INVARIANTS {
+            invariant(&change);
+        }
+        if let (Some(step), false) = (resolved, matches!(output.outcome, Outcome::Refused(_))) {
             self.out.remove(&step);
         }
         for effect in output.effects {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use providers::{
     BreakerOptions, HttpOptions, HttpProvider, Link, Prices, Provider as _, ProviderOptions, Redactor,
     Request, Router, RouterOptions, Wire,
-    simulated::{Options, Outage, Rule, Server, serve},
+    simulated::{Counts, Options, Outage, Rule, Server, serve},
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,6 +16,12 @@ const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4
 
 async fn vendor(options: Options, rules: Vec<Rule>) -> Server {
     serve(LOOPBACK, options, rules).await.unwrap()
+}
+
+/// How often it was asked.
+async fn calls(server: &Server) -> u64 {
+    let url = format!("http://{}/counts", server.address());
+    reqwest::get(url).await.unwrap().json::<Counts>().await.unwrap().calls
 }
 
 fn quick() -> Options {
@@ -113,8 +119,13 @@ async fn an_answer_beyond_all_bounds_is_refused() {
     assert_eq!(error.code, "answer_too_large");
 }
 
-/// A vendor that answers every request with these bytes.
+/// A vendor that answers every request with these bytes, and closes.
 async fn raw_vendor(answer: Vec<u8>) -> String {
+    serve_raw(answer, Duration::ZERO).await
+}
+
+/// A vendor that answers every request with these bytes, and closes after a while.
+async fn serve_raw(answer: Vec<u8>, open_for: Duration) -> String {
     let listener = tokio::net::TcpListener::bind(LOOPBACK).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -122,6 +133,12 @@ async fn raw_vendor(answer: Vec<u8>) -> String {
             let mut request = vec![0; 64 << 10];
             let _ = stream.read(&mut request).await;
             let _ = stream.write_all(&answer).await;
+            if !open_for.is_zero() {
+                tokio::spawn(async move {
+                    tokio::time::sleep(open_for).await;
+                    drop(stream);
+                });
+            }
         }
     });
     format!("http://{address}/v1/")
@@ -138,6 +155,15 @@ async fn an_answer_that_is_not_utf8_is_an_error_that_may_pass() {
     let error = provider.complete(&request("x")).await.unwrap_err();
     assert_eq!((error.class, error.code), (machine::FailureClass::Transient, "stream_broken"));
     assert!(error.message.to_lowercase().contains("utf"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_that_stops_in_the_middle_is_not_waited_for() {
+    let mut answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n".to_vec();
+    answer.extend_from_slice(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n");
+    let url = serve_raw(answer, Duration::from_secs(60)).await;
+    let error = provider(&url, Wire::OpenAi, &Redactor::default()).complete(&request("x")).await.unwrap_err();
+    assert_eq!((error.code, error.unhealthy), ("idle_timeout", true), "{error}");
 }
 
 fn router(links: &[(&str, &Server)], redactor: &Redactor) -> Router {
@@ -206,5 +232,70 @@ async fn a_vendor_says_when_to_come_back() {
         let error = provider.complete(&request("x")).await.unwrap_err();
         let expected = (wait > 0).then(|| Duration::from_millis(wait));
         assert_eq!((error.code, error.retry_after), ("rate_limited", expected), "{header}");
+    }
+}
+
+#[tokio::test]
+async fn a_hang_beyond_the_steps_time_tells_against_the_vendor_and_a_lack_of_time_does_not() {
+    let hung = vendor(Options { hang_rate: 1.0, ..quick() }, vec![]).await;
+    let good = vendor(quick(), vec![]).await;
+    let router = router(&[("hung", &hung), ("good", &good)], &Redactor::default());
+    for _ in 0..5 {
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(200);
+        let answer = router.ask("executor", request("hello"), Some(deadline)).await;
+        assert_eq!(answer.result.unwrap_err().code, "timeout");
+    }
+    // The second had no time left to be asked in, which says nothing about it.
+    assert_eq!(calls(&good).await, 0);
+    let answer = router.ask("executor", request("hello"), None).await;
+    assert_eq!(answer.report.calls[0].failure.as_ref().unwrap().code, "circuit_open");
+    assert_eq!(answer.report.provider, "good");
+}
+
+#[tokio::test]
+async fn no_more_is_asked_at_once_than_allowed_and_what_is_given_up_makes_room() {
+    let hung = vendor(Options { hang_rate: 1.0, ..quick() }, vec![]).await;
+    let patient = HttpOptions {
+        wire: Wire::OpenAi,
+        base_url: hung.base_url(),
+        api_key: None,
+        connect_timeout: Duration::from_secs(2),
+        first_token_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(60),
+        simulated: true,
+    };
+    let provider = Arc::new(HttpProvider::new(patient, Redactor::default()).unwrap());
+    let options = ProviderOptions { provider, concurrency: 2, breaker: BreakerOptions::default() };
+    let chain = vec![Link { provider: "hung".into(), model: "m".into() }];
+    let router_options = RouterOptions {
+        roles: BTreeMap::from([("default".to_owned(), chain)]),
+        prices: Prices::default(),
+        redactor: Redactor::default(),
+    };
+    let router = Router::new(BTreeMap::from([("hung".to_owned(), options)]), router_options);
+    let router = Arc::new(router.unwrap());
+    let asks: Vec<_> = (0..4)
+        .map(|_| {
+            let router = Arc::clone(&router);
+            tokio::spawn(async move { router.ask("executor", request("hello"), None).await })
+        })
+        .collect();
+    let until_asked = async |count: u64| {
+        while calls(&hung).await < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), until_asked(2)).await.unwrap();
+    // One more waits for its turn until its time is up.
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(200);
+    let answer = router.ask("executor", request("hello"), Some(deadline)).await;
+    assert_eq!(answer.result.unwrap_err().code, "timeout");
+    assert_eq!((calls(&hung).await, router.status()[0].in_flight), (2, 2));
+    asks[0].abort();
+    asks[1].abort();
+    tokio::time::timeout(Duration::from_secs(30), until_asked(4)).await.unwrap();
+    assert_eq!(router.status()[0].in_flight, 2);
+    for ask in &asks {
+        ask.abort();
     }
 }

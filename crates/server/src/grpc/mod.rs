@@ -129,6 +129,22 @@ fn optional(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
+fn to_limits(budget: api::Budget) -> SessionLimits {
+    let api::Budget { steps, iterations, tokens, cost_microusd, duration_ms } = budget;
+    SessionLimits { steps, tokens, cost_microusd, iterations, duration_ms }
+}
+
+fn to_workflow(json: &Value) -> api::Workflow {
+    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+    api::Workflow {
+        name: text("name"),
+        definition: text("definition"),
+        version: json["version"].as_u64().and_then(|version| u32::try_from(version).ok()).unwrap_or(0),
+        built_in: json["built_in"].as_bool().unwrap_or(false),
+        source: text("source"),
+    }
+}
+
 fn to_session(json: &Value) -> api::Session {
     let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
     api::Session {
@@ -175,7 +191,7 @@ impl SessionService for Service {
             idempotency_key: optional(request.idempotency_key),
             lock_key: request.lock_key,
             labels: request.labels.into_iter().collect(),
-            limits: SessionLimits::default(),
+            limits: request.budget.map(to_limits).unwrap_or_default(),
             trace,
         };
         let started = self.app.sessions.start(&tenant, start).await?;
@@ -204,8 +220,34 @@ impl SessionService for Service {
 
     async fn get_session(&self, request: Request<api::GetSessionRequest>) -> Reply<api::Session> {
         let tenant = self.tenant(&request)?;
-        let id = parse_id(&request.into_inner().id)?;
-        Ok(Response::new(to_session(&self.app.sessions.get(&tenant, id, false).await?)))
+        let request = request.into_inner();
+        let id = parse_id(&request.id)?;
+        Ok(Response::new(to_session(&self.app.sessions.get(&tenant, id, request.stale).await?)))
+    }
+
+    async fn describe_session(
+        &self,
+        request: Request<api::DescribeSessionRequest>,
+    ) -> Reply<api::DescribeSessionResponse> {
+        let tenant = self.tenant(&request)?;
+        let told = self.app.sessions.describe(&tenant, parse_id(&request.into_inner().id)?).await?;
+        Ok(Response::new(api::DescribeSessionResponse { json: told.to_string() }))
+    }
+
+    async fn audit_session(
+        &self,
+        request: Request<api::AuditSessionRequest>,
+    ) -> Reply<api::AuditSessionResponse> {
+        let tenant = self.tenant(&request)?;
+        let found = self.app.sessions.audit(&tenant, parse_id(&request.into_inner().id)?).await?;
+        let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+        Ok(Response::new(api::AuditSessionResponse {
+            intact: found["intact"].as_bool().unwrap_or(false),
+            events: found["events"].as_u64().unwrap_or(0),
+            head: text("head"),
+            first_broken_seq: found["first_broken_seq"].as_u64(),
+            reason: text("reason"),
+        }))
     }
 
     async fn list_sessions(
@@ -316,11 +358,25 @@ impl SessionService for Service {
     ) -> Reply<api::ApplyWorkflowResponse> {
         let tenant = self.tenant(&request)?;
         let applied = self.app.sessions.apply_workflow(&tenant, &request.into_inner().source).await?;
-        Ok(Response::new(api::ApplyWorkflowResponse {
-            name: applied["name"].as_str().unwrap_or_default().to_owned(),
-            definition: applied["definition"].as_str().unwrap_or_default().to_owned(),
-            version: applied["version"].as_u64().and_then(|version| u32::try_from(version).ok()).unwrap_or(0),
-        }))
+        let api::Workflow { name, definition, version, .. } = to_workflow(&applied);
+        Ok(Response::new(api::ApplyWorkflowResponse { name, definition, version }))
+    }
+
+    async fn list_workflows(
+        &self,
+        request: Request<api::ListWorkflowsRequest>,
+    ) -> Reply<api::ListWorkflowsResponse> {
+        let tenant = self.tenant(&request)?;
+        let list = self.app.sessions.workflows(&tenant).await?;
+        let workflows = list["workflows"].as_array().map(|list| list.iter().map(to_workflow).collect());
+        Ok(Response::new(api::ListWorkflowsResponse { workflows: workflows.unwrap_or_default() }))
+    }
+
+    async fn get_workflow(&self, request: Request<api::GetWorkflowRequest>) -> Reply<api::Workflow> {
+        let tenant = self.tenant(&request)?;
+        Ok(Response::new(to_workflow(
+            &self.app.sessions.workflow(&tenant, &request.into_inner().name).await?,
+        )))
     }
 }
 

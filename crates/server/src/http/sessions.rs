@@ -421,7 +421,7 @@ pub(super) async fn retry(
 }
 
 pub(super) async fn workflows(State(app): State<Arc<App>>, Tenant(tenant): Tenant) -> Reply {
-    ok(app.sessions.workflows(&tenant)?)
+    ok(app.sessions.workflows(&tenant).await?)
 }
 
 pub(super) async fn workflow(

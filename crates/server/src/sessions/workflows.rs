@@ -54,8 +54,10 @@ impl Sessions {
     }
 
     /// The tenant's workflows, and those that come with the binary.
-    pub(crate) fn workflows(&self, tenant: &str) -> Result<Value> {
-        let view = self.group(ShardId(0))?.view();
+    pub(crate) async fn workflows(&self, tenant: &str) -> Result<Value> {
+        let group = self.group(ShardId(0))?;
+        self.read(group).await?;
+        let view = group.view();
         let from = Key::Workflow(tenant.into(), String::new());
         let to = Key::Workflow(format!("{tenant}\0"), String::new());
         let mut list: Vec<Value> = view
