@@ -10,6 +10,7 @@
 //!   applies.
 //! - **Absent:** Raft, tokio, what a row means.
 
+mod cache;
 mod checkpoint;
 mod digest;
 mod directory;

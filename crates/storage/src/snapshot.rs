@@ -188,8 +188,13 @@ impl Import {
             self.installed = point(db.incarnation(shard)).is_err();
             return Err(error);
         }
-        let old = db.incarnations.lock().insert(shard, incarnation).unwrap_or(0);
-        db.cache(shard).lock().clear();
+        let cache = db.cache(shard);
+        let old = {
+            // Together: a view has rows of one incarnation.
+            let mut incarnations = db.incarnations.lock();
+            cache.lock().clear();
+            incarnations.insert(shard, incarnation).unwrap_or(0)
+        };
         db.remove(shard, old)
     }
 }

@@ -21,7 +21,12 @@ use rocksdb::{
     Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
 
-use crate::{Error, RowDigest, digest::digest_key, keys};
+use crate::{
+    Error, RowDigest,
+    cache::{RowCache, is_hot, is_of_catalog},
+    digest::digest_key,
+    keys,
+};
 
 /// How the state database works.
 #[derive(Debug, Clone)]
@@ -42,66 +47,9 @@ pub struct StateDb {
     options: StateOptions,
 }
 
-/// Rows as they are after the last batch, so that the rows a session is at work on are not read and decoded for every
-/// command. Two generations: what is not used while the young one fills is dropped with the old one.
-pub(crate) struct RowCache {
-    young: HashMap<Key, Cached>,
-    old: HashMap<Key, Cached>,
-    limit: usize,
-}
-
-/// A row, and its part of the digest: of the bytes that are stored, so that they need not be read again when it
-/// changes.
-#[derive(Clone)]
-struct Cached {
-    row: Row,
-    hash: u128,
-}
-
-impl RowCache {
-    fn get(&mut self, key: &Key) -> Option<Row> {
-        if let Some(cached) = self.young.get(key) {
-            return Some(cached.row.clone());
-        }
-        let (key, cached) = self.old.remove_entry(key)?;
-        let row = cached.row.clone();
-        self.insert(key, cached);
-        Some(row)
-    }
-
-    fn hash(&self, key: &Key) -> Option<u128> {
-        self.young.get(key).or_else(|| self.old.get(key)).map(|cached| cached.hash)
-    }
-
-    fn insert(&mut self, key: Key, row: Cached) {
-        if self.young.len() >= self.limit / 2 {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key, row);
-    }
-
-    fn remove(&mut self, key: &Key) {
-        self.young.remove(key);
-        self.old.remove(key);
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.young.clear();
-        self.old.clear();
-    }
-}
-
 /// Whether a key is put at most once, so that there is no earlier row under it.
 fn is_written_once(key: &Key) -> bool {
     matches!(key, Key::Event(..) | Key::Signal(..))
-}
-
-/// Whether a row is worth keeping decoded: those that are read again by the next commands of their session.
-fn is_hot(key: &Key) -> bool {
-    matches!(
-        key,
-        Key::Shard | Key::Definition(_) | Key::Session(_) | Key::Scope(..) | Key::Step(..) | Key::Pending(..)
-    )
 }
 
 impl StateDb {
@@ -153,10 +101,9 @@ impl StateDb {
 
     pub(crate) fn cache(&self, shard: ShardId) -> Arc<Mutex<RowCache>> {
         let mut caches = self.caches.lock();
-        let cache = caches.entry(shard).or_insert_with(|| {
-            let limit = self.options.cached_rows;
-            Arc::new(Mutex::new(RowCache { young: HashMap::new(), old: HashMap::new(), limit }))
-        });
+        let cache = caches
+            .entry(shard)
+            .or_insert_with(|| Arc::new(Mutex::new(RowCache::new(self.options.cached_rows))));
         Arc::clone(cache)
     }
 
@@ -185,9 +132,15 @@ impl StateDb {
     /// A view of a shard as it is now.
     #[must_use]
     pub fn view(&self, shard: ShardId) -> View<'_> {
-        let (snapshot, incarnation) = self.snapshot(shard);
-        let prefix = keys::prefix(shard, incarnation);
-        View { snapshot, prefix, cache: self.cache(shard), error: Cell::new(None) }
+        let cache = self.cache(shard);
+        let incarnations = self.incarnations.lock();
+        // The version first: what comes between it and the snapshot is newer than the version, and so read from the
+        // snapshot.
+        let version = cache.lock().version();
+        let snapshot = self.db.snapshot();
+        let prefix = keys::prefix(shard, incarnations.get(&shard).copied().unwrap_or(0));
+        drop(incarnations);
+        View { snapshot, prefix, cache, version, error: Cell::new(None) }
     }
 
     /// The database as it is now, and the incarnation that is in force in it: no other comes into force, and so none
@@ -302,7 +255,7 @@ impl Batch<'_> {
         let (db, shard) = (self.db, self.shard);
         match write_rows(db, self.prefix, shard, &uncommitted, applied) {
             Ok(hashes) => {
-                keep(&mut self.cache.lock(), uncommitted, hashes);
+                self.cache.lock().end_write(uncommitted.0.into_iter().zip(hashes));
                 Ok(())
             }
             Err(error) => Err((error, uncommitted)),
@@ -333,7 +286,7 @@ impl StateDb {
         let prefix = keys::prefix(shard, self.incarnation(shard));
         match write_rows(self, prefix, shard, &rows, applied) {
             Ok(hashes) => {
-                keep(&mut self.cache(shard).lock(), rows, hashes);
+                self.cache(shard).lock().end_write(rows.0.into_iter().zip(hashes));
                 Ok(())
             }
             Err(error) => Err((error, rows)),
@@ -353,11 +306,12 @@ fn write_rows(
     let mut digest = db.digest(shard)?;
     let (cache, mut hashes) = (db.cache(shard), Vec::with_capacity(rows.0.len()));
     let mut full = prefix.to_vec();
+    cache.lock().begin_write();
     for (key, row) in &rows.0 {
         full.truncate(prefix.len());
         full.extend_from_slice(&keys::encode_key(key));
         if row.is_none() || !is_written_once(key) {
-            let cached = if is_hot(key) { cache.lock().hash(key) } else { None };
+            let cached = if is_hot(key) { cache.lock().hide(key) } else { None };
             if let Some(hash) = cached {
                 digest.remove(hash);
             } else if let Some(before) = db.db.get_pinned(&full)? {
@@ -384,18 +338,6 @@ fn write_rows(
     Ok(hashes)
 }
 
-fn keep(cache: &mut RowCache, rows: Uncommitted, hashes: Vec<u128>) {
-    for ((key, row), hash) in rows.0.into_iter().zip(hashes) {
-        if !is_hot(&key) {
-            continue;
-        }
-        match row {
-            Some(row) => cache.insert(key, Cached { row, hash }),
-            None => cache.remove(&key),
-        }
-    }
-}
-
 impl Read for Batch<'_> {
     fn get(&self, key: &Key) -> Option<Row> {
         if let Some(row) = self.overlay.borrow().get(key) {
@@ -409,15 +351,14 @@ impl Read for Batch<'_> {
         let full = self.full_key(key);
         let hash = |bytes: &[u8]| RowDigest::row(&full[self.prefix.len()..], bytes);
         let read = match self.db.db.get_pinned(&full) {
-            Ok(Some(bytes)) => decode(key, &bytes).map(|row| Some(Cached { row, hash: hash(&bytes) })),
+            Ok(Some(bytes)) => decode(key, &bytes).map(|row| Some((row, hash(&bytes)))),
             Ok(None) => Ok(None),
             Err(error) => Err(error.into()),
         };
         match read {
-            Ok(Some(cached)) => {
-                let row = cached.row.clone();
+            Ok(Some((row, hash))) => {
                 if is_hot(key) {
-                    self.cache.lock().insert(key.clone(), cached);
+                    self.cache.lock().keep_read(key.clone(), row.clone(), hash);
                 }
                 Some(row)
             }
@@ -486,6 +427,8 @@ pub struct View<'a> {
     snapshot: Snapshot<'a>,
     prefix: [u8; 6],
     cache: Arc<Mutex<RowCache>>,
+    /// That of the cache when the view was made.
+    version: u64,
     error: Cell<Option<Error>>,
 }
 
@@ -502,18 +445,19 @@ impl View<'_> {
 
 impl Read for View<'_> {
     fn get(&self, key: &Key) -> Option<Row> {
-        // Definitions are addressed by their content: one that is cached is the one that is stored.
-        let is_definition = matches!(key, Key::Definition(_));
-        if is_definition && let Some(row) = self.cache.lock().get(key) {
+        if is_hot(key)
+            && let Some(row) = self.cache.lock().get_at(key, self.version)
+        {
             return Some(row);
         }
         let full = [&self.prefix[..], &keys::encode_key(key)].concat();
         match self.snapshot.get_pinned(&full) {
             Ok(Some(bytes)) => match decode(key, &bytes) {
                 Ok(row) => {
-                    if is_definition {
+                    // What is looked at from outside does not push out what sessions are at work on.
+                    if is_of_catalog(key) {
                         let hash = RowDigest::row(&full[self.prefix.len()..], &bytes);
-                        self.cache.lock().insert(key.clone(), Cached { row: row.clone(), hash });
+                        self.cache.lock().keep_seen(key.clone(), row.clone(), hash, self.version);
                     }
                     Some(row)
                 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ids::{Digest, Position, RegionId, Seq, SessionId, ShardId, Timestamp};
-use machine::{Key, Read as _, Row, ShardRow, Tables as _, TimerKind, WorkflowRow};
+use machine::{Key, PendingRow, Read as _, Row, ShardRow, Tables as _, TimerKind, WorkflowRow};
 use proptest::prelude::*;
 use storage::{Exported, StateDb, StateOptions};
 
@@ -64,6 +64,61 @@ fn a_view_stays_as_it_was() {
     assert!(view.get(&key).is_some());
     assert!(db.view(ShardId(0)).get(&key).is_none());
     view.check().unwrap();
+}
+
+/// Rows in memory are those of the newest batch; a view has rows of one batch, also if it is made while one is written.
+#[test]
+fn a_view_has_the_rows_of_one_batch() {
+    const BATCHES: u32 = 3_000;
+    let temp = tempfile::tempdir().unwrap();
+    // Some of the rows fit into the cache, some do not.
+    let (db, shard) = (open(temp.path()), ShardId(0));
+    let key = |number: u128| Key::Pending(session(number), ids::StepId::default());
+    let rows = 0..6u128;
+    let write = |batch_number: u32| {
+        let mut batch = db.batch(shard);
+        for number in rows.clone() {
+            // Reads fill the cache.
+            batch.get(&key(number));
+            let row = PendingRow {
+                attempt: ids::Attempt(1),
+                dispatch: ids::Dispatch(batch_number),
+                work: true,
+                external: false,
+            };
+            batch.put(key(number), Row::Pending(row));
+        }
+        batch.commit(b"").unwrap();
+    };
+    write(1);
+    let written = std::sync::atomic::AtomicU32::new(1);
+    std::thread::scope(|scope| {
+        let reader = || {
+            let (mut views, mut newest) = (0u64, 0);
+            while newest < BATCHES {
+                let at_least = written.load(std::sync::atomic::Ordering::SeqCst);
+                let view = db.view(shard);
+                let seen: Vec<u32> = rows
+                    .clone()
+                    .map(|number| match view.get(&key(number)) {
+                        Some(Row::Pending(row)) => row.dispatch.0,
+                        other => panic!("{other:?}"),
+                    })
+                    .collect();
+                view.check().unwrap();
+                assert!(seen.iter().all(|of| *of == seen[0]), "of several batches: {seen:?}");
+                assert!(seen[0] >= at_least.max(newest), "{seen:?} is older than {at_least}, {newest}");
+                (views, newest) = (views + 1, seen[0]);
+            }
+            assert!(views > 1, "{views} views");
+        };
+        scope.spawn(reader);
+        scope.spawn(reader);
+        for number in 2..=BATCHES {
+            write(number);
+            written.store(number, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
 }
 
 #[test]
