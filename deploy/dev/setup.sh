@@ -25,6 +25,10 @@ if [ "${1:-}" = testing ]; then
     || compgen -G '/usr/lib*/faketime/libfaketimeMT.so*' >/dev/null || missing+=(libfaketime)
   # Scrapes a node, and tests the exported rules.
   command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus)
+  # Runs the worker of docs/examples/python.
+  /usr/bin/python3 -c 'import grpc, google.protobuf' 2>/dev/null || missing+=(python3-grpcio)
+  command -v protoc >/dev/null || missing+=(protobuf-compiler)
+  command -v grpc_python_plugin >/dev/null || missing+=(protobuf-compiler-grpc)
 fi
 if [ "${1:-}" = browser ]; then
   [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)

@@ -180,6 +180,63 @@ async fn run_worker_does_tasks_with_a_command() {
     assert_eq!(workers["workers"][0]["queues"], json!(["shell"]));
 }
 
+/// That of the system, to which the packages of the system belong.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The example of a worker in Python on stubs made of `/proto`: a directory with them. `None` where what makes them is
+/// missing, which is said; in CI it must be there.
+fn python_stubs() -> Option<tempfile::TempDir> {
+    let there = |program: &str, args: &[&str]| {
+        let run = Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).status();
+        run.is_ok_and(|status| status.success())
+    };
+    if !there(PYTHON, &["-c", "import grpc, google.protobuf"]) || !there("protoc", &["--version"]) {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must have gRPC for Python: `deploy/dev/setup.sh testing`"
+        );
+        let text = "NOT RUN: gRPC for Python is missing; `deploy/dev/setup.sh testing` installs it\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        return None;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().display();
+    let made = Command::new("protoc")
+        .args(["--plugin=protoc-gen-grpc=/usr/bin/grpc_python_plugin", "orchestra/v1/workers.proto"])
+        .args([format!("--python_out={out}"), format!("--grpc_out={out}")])
+        .arg(concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../../proto"))
+        .status();
+    assert!(made.unwrap().success());
+    Some(temp)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_in_python_does_tasks_and_comes_back() {
+    let Some(stubs) = python_stubs() else { return };
+    let node = Fixture::start("").await;
+    let start = || {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/python/worker.py");
+        let child = Command::new(PYTHON)
+            .args([example, "--queue", "q", &node.grpc.to_string()])
+            .env("PYTHONPATH", stubs.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        WorkerProcess(child.unwrap())
+    };
+    let mut worker = start();
+    for number in 0..4 {
+        let id = node.start_inline(&one_task(), &json!({"n": number})).await;
+        let session = node.until(&id, &["completed", "failed"]).await;
+        assert_eq!(session["output"], json!({"echo": {"n": number}, "attempt": 1}), "{session}");
+        if number == 1 {
+            // Killed between two tasks, and another one in its place.
+            drop(worker);
+            worker = start();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_task_runs_again_and_its_late_answer_is_refused() {
     let node = Fixture::with_node(IMPATIENT).await;

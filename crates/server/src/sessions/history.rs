@@ -102,7 +102,7 @@ impl Sessions {
     ) -> Result<Started> {
         let identity = self.node.identity();
         let shard = ShardId(rand::random::<u16>() % identity.shards);
-        let id = SessionId::new(identity.region, shard, rand::random());
+        let id = SessionId::mint(identity.region, shard, self.node.clock().wall(), rand::random());
         let group = self.group(shard)?;
         let history = Arc::new(history);
         let command = Command::ImportSession { session: id, tenant: tenant.to_owned(), history };

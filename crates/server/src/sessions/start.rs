@@ -35,7 +35,7 @@ impl Sessions {
                     (_, Some(key)) => self.shard_of(hash(&[tenant, key])),
                     _ => self.near_shard(),
                 };
-                SessionId::new(identity.region, shard, rand::random())
+                SessionId::mint(identity.region, shard, self.node.clock().wall(), rand::random())
             }
         };
         let input = Bytes::from(start.input.to_string());
