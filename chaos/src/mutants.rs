@@ -12,9 +12,11 @@ use crate::{
 };
 
 /// Every promise that can be broken, and the faults under which it shows.
-const MUTANTS: [(&str, &[Fault]); 7] = [
+const MUTANTS: [(&str, &[Fault]); 9] = [
     ("skip-fsync", &[Fault::PowerCutAll, Fault::PowerCutAll, Fault::PowerCutAll]),
     ("acknowledge-early", &[Fault::KillLeader, Fault::IsolateLeader, Fault::KillAll]),
+    ("apply-before-commit", &[Fault::IsolateLeader, Fault::KillLeader, Fault::IsolateLeader]),
+    ("reply-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::Transfer]),
     // Answers wait on the far side of the cut, while another worker is at the task.
     ("stale-dispatch", &[Fault::CutPair; 12]),
     ("reuse-node-id", &[Fault::LostDisk, Fault::LostDisk, Fault::LostDisk]),

@@ -81,7 +81,7 @@ impl Fault {
     /// Whether it is a planned change of which clients are told before: no call may fail.
     #[must_use]
     pub fn is_planned(self) -> bool {
-        matches!(self, Self::Drain | Self::Transfer | Self::RollingRestart)
+        matches!(self, Self::Drain | Self::Transfer | Self::RollingRestart | Self::OtherRelease)
     }
 
     /// Whether it needs a network of its own.

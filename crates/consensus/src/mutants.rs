@@ -2,6 +2,12 @@
 //! has to find each of them. They exist only in builds with the feature `mutants`, which no release has; the variable
 //! `ORCHESTRA_MUTANT` names the one that is on.
 
+#[cfg(feature = "mutants")]
+use openraft::raft::AppendEntriesRequest;
+
+#[cfg(feature = "mutants")]
+use crate::raft::{Appended, Types};
+
 /// A change that breaks something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
@@ -9,6 +15,10 @@ pub(crate) enum Mutant {
     SkipFsync,
     /// A write is acknowledged when it is proposed, before any other node has it.
     AcknowledgeEarly,
+    /// The leader counts a peer as having entries when they are sent, so that it applies what no majority has.
+    ApplyBeforeCommit,
+    /// Outcomes are told, and what reads wait for is there, before the rows are written.
+    ReplyBeforeApply,
     /// What came of a step counts, whoever it was given to since.
     StaleDispatch,
     /// A node with an empty directory takes the id that it had before, and peers listen to it.
@@ -29,6 +39,8 @@ pub(crate) fn is_on(mutant: Mutant) -> bool {
         Some(match std::env::var("ORCHESTRA_MUTANT").ok()?.as_str() {
             "skip-fsync" => Mutant::SkipFsync,
             "acknowledge-early" => Mutant::AcknowledgeEarly,
+            "apply-before-commit" => Mutant::ApplyBeforeCommit,
+            "reply-before-apply" => Mutant::ReplyBeforeApply,
             "stale-dispatch" => Mutant::StaleDispatch,
             "reuse-node-id" => Mutant::ReuseNodeId,
             "purge-too-far" => Mutant::PurgeTooFar,
@@ -43,4 +55,28 @@ pub(crate) fn is_on(mutant: Mutant) -> bool {
 #[cfg(not(feature = "mutants"))]
 pub(crate) const fn is_on(_: Mutant) -> bool {
     false
+}
+
+/// Of the requests on their way to a peer, as if it had answered them.
+#[cfg(feature = "mutants")]
+pub(crate) fn answered_when_sent<S>(
+    requests: S,
+) -> (
+    impl futures_util::Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+    impl futures_util::Stream<Item = Appended> + Send + 'static,
+)
+where
+    S: futures_util::Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+{
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    let requests = futures_util::StreamExt::inspect(requests, move |request| {
+        if let (true, Some(last)) = (is_on(Mutant::ApplyBeforeCommit), request.entries.last()) {
+            // The connection is gone: nobody listens.
+            let _ = tell.send(last.log_id);
+        }
+    });
+    let answers = futures_util::stream::unfold(told, |mut told| async move {
+        told.recv().await.map(|last| (Ok(Ok(Some(last))), told))
+    });
+    (requests, answers)
 }

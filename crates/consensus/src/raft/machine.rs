@@ -240,6 +240,13 @@ impl StateMachine {
             replies.extend(responder.map(|responder| (responder, reply)));
         }
         let record = records::seal_applied(applied.id.as_ref(), &applied.membership);
+        if mutants::is_on(Mutant::ReplyBeforeApply) {
+            self.set_applied(applied.clone());
+            for (responder, reply) in replies.drain(..) {
+                responder.send(reply);
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
         self.effects.write_and_hand_out(effects, || self.write(batch, &record))?;
         self.set_applied(applied);
         Ok(replies)

@@ -15,6 +15,8 @@ use crate::Member;
 pub use log_store::LogStore;
 pub(crate) use machine::SnapshotSource;
 pub use machine::StateMachine;
+#[cfg(feature = "mutants")]
+pub(crate) use network::Appended;
 pub(crate) use network::Network;
 
 openraft::declare_raft_types!(

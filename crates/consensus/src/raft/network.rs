@@ -143,7 +143,7 @@ impl NetBackoff<Types> for Client {
     }
 }
 
-type Appended = Result<StreamAppendResult<Types>, RPCError<Types>>;
+pub(crate) type Appended = Result<StreamAppendResult<Types>, RPCError<Types>>;
 
 impl NetStreamAppend<Types> for Client {
     fn stream_append<'s, S>(
@@ -184,6 +184,8 @@ impl Client {
             self.links.append_client(self.target).map_err(|status| unreachable(&status.message()))?;
         let hole = Arc::new(AtomicBool::new(false));
         let whole = up_to_a_hole(input, Arc::clone(&self.first), Arc::clone(&hole));
+        #[cfg(feature = "mutants")]
+        let (whole, early) = crate::mutants::answered_when_sent(whole);
         let mut request = self.links.me().request(self.target, whole.map(wire::append_request));
         request.metadata_mut().insert(crate::net::header::SHARD, self.shard.0.into());
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.append(request));
@@ -206,7 +208,10 @@ impl Client {
             let purged = "the entries that it lacks are purged: it needs the state";
             hole.load(Ordering::Acquire).then(|| Err(unreachable(&purged)))
         });
-        Ok(answers.chain(ended.filter_map(std::future::ready)).boxed())
+        let answers = answers.chain(ended.filter_map(std::future::ready)).boxed();
+        #[cfg(feature = "mutants")]
+        let answers = stream::select(answers, early).boxed();
+        Ok(answers)
     }
 }
 
