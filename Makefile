@@ -39,6 +39,7 @@ ui-test: setup ## Clicks through the dashboard in headless Chromium: SCREENSHOTS
 	cargo build --locked --workspace --bins
 	npm ci --silent --prefix crates/server/ui-test
 	BINARY="$(abspath $(TARGET))/debug/orchestra" node crates/server/ui-test/test.js
+	BINARY="$(abspath $(TARGET))/debug/orchestra" node crates/server/ui-test/breach.js
 
 lint: setup ## Formatting, clippy, licences and sources of dependencies, without edits.
 	@deploy/dev/setup.sh cargo-deny

@@ -131,6 +131,25 @@ impl Loaded {
     }
 }
 
+/// Milliseconds from the start of a session to the begin of its first task, which 99 of 100 took at most, at this share
+/// of the most that the cluster can do: as it measures it itself.
+pub(crate) async fn dispatch_p99(directory: &Path, nodes: usize, share: f64) -> anyhow::Result<f64> {
+    let peak = Arc::new(Loaded::start(directory, nodes).await?).sessions(256, 5).await?.per_second;
+    // Another one, which has counted nothing yet.
+    let loaded = Arc::new(Loaded::start(directory, nodes).await?);
+    let calls = Arc::clone(&loaded);
+    let call = move |number| {
+        let loaded = Arc::clone(&calls);
+        async move { loaded.call(number, "tasks", true).await }
+    };
+    drive::open(peak * share, 10, call).await?;
+    let url = format!("{}/v1/sla?window=1m", loaded.cluster.url(0));
+    let report: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+    let mut series = report["series"].as_array().into_iter().flatten();
+    let begun = series.find(|of| of["indicator"] == "session_init" && of["workflow"] == "tasks");
+    begun.and_then(|of| of["p99"].as_f64()).context("the report has no session_init")
+}
+
 /// Seconds from the kill of a shard's leader to the next commit in that shard, by a client that has the other nodes.
 pub(crate) async fn failovers(directory: &Path, kills: usize) -> anyhow::Result<Vec<f64>> {
     let temp = tempfile::tempdir_in(directory)?;

@@ -1,9 +1,13 @@
-//! Clients in a closed loop: each calls again once it is answered.
+//! Clients in a closed loop, of whom each calls again once it is answered; and calls by a schedule, whatever becomes of
+//! those before.
 
 use std::{future::Future, time::Duration};
 
 use hdrhistogram::Histogram;
 use tokio::{task::JoinSet, time::Instant};
+
+/// Calls of a schedule that may wait for their answers. More, and the schedule is beyond what is measured.
+const WAITING_MAX: usize = 20_000;
 
 /// Calls before the ones that count.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -61,5 +65,41 @@ where
     }
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let per_second = took.len() as f64 / seconds as f64;
+    Ok(Driven { per_second, took })
+}
+
+/// So many calls a second for so long; each takes from the moment at which it was due. `call` is told its number.
+///
+/// # Errors
+///
+/// The first call that fails, or more wait than the schedule is good for.
+pub(crate) async fn open<F, C>(per_second: f64, seconds: u64, call: F) -> anyhow::Result<Driven>
+where
+    F: Fn(usize) -> C + Clone + Send + 'static,
+    C: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let begin = Instant::now();
+    let count = (0..)
+        .take_while(|number| f64::from(*number) / per_second < Duration::from_secs(seconds).as_secs_f64());
+    let (mut tasks, mut took) = (JoinSet::new(), Histogram::<u64>::new(3)?);
+    for number in count {
+        let due = begin + Duration::from_secs_f64(f64::from(number) / per_second);
+        tokio::time::sleep_until(due).await;
+        anyhow::ensure!(
+            tasks.len() < WAITING_MAX,
+            "{WAITING_MAX} calls wait: {per_second:.0} a second are too many"
+        );
+        let answered = call(usize::try_from(number)?);
+        tasks.spawn(async move {
+            answered.await?;
+            anyhow::Ok(u64::try_from(due.elapsed().as_micros())?)
+        });
+        while let Some(ended) = tasks.try_join_next() {
+            took.record(ended??)?;
+        }
+    }
+    while let Some(ended) = tasks.join_next().await {
+        took.record(ended??)?;
+    }
     Ok(Driven { per_second, took })
 }

@@ -58,11 +58,8 @@ pub(crate) fn report() -> f64 {
     let answer = |level| vec![recorder.read(level, 0), recorder.read(level, 0), recorder.read(level, 0)];
     let objectives = sla::built_in(3);
     let began = Instant::now();
-    let measured = report::Measured {
-        minutes: merge(answer(Level::Minute)),
-        hours: merge(answer(Level::Hour)),
-        days: merge(answer(Level::Day)),
-    };
+    let merged = |level| merge(answer(level));
+    let measured = report::Measured::new(merged(Level::Minute), merged(Level::Hour), merged(Level::Day));
     let outcomes: Vec<report::Outcome> =
         objectives.iter().map(|objective| report::evaluate(objective, None, &measured, now)).collect();
     let took = began.elapsed().as_secs_f64() * 1_000.0;

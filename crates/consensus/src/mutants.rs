@@ -16,6 +16,10 @@ pub(crate) enum Mutant {
     /// A write is acknowledged when it is proposed, before any other node has it.
     AcknowledgeEarly,
     /// The leader counts a peer as having entries when they are sent, so that it applies what no majority has.
+    #[cfg_attr(
+        not(feature = "mutants"),
+        expect(dead_code, reason = "what it changes is in builds with it only")
+    )]
     ApplyBeforeCommit,
     /// Outcomes are told, and what reads wait for is there, before the rows are written.
     ReplyBeforeApply,

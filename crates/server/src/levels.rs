@@ -112,11 +112,13 @@ impl Levels {
             let heard: BTreeSet<NodeId> = answers.iter().map(|(node, _)| *node).collect();
             silent.extend(peers.nodes().difference(&heard));
             answers.iter().for_each(|(_, of)| gauges.add_encoded(&of.gauges));
-            merged.push(merge(answers.into_iter().map(|(_, of)| of.slots).collect()));
+            let slots = answers.into_iter().map(|(_, of)| of.slots).collect();
+            // A month of many series takes a tenth of a second: others go on meanwhile.
+            merged.push(tokio::task::block_in_place(|| merge(slots)));
         }
         let mut merged = merged.into_iter();
         let mut next = || merged.next().unwrap_or_default();
-        let measured = report::Measured { minutes: next(), hours: next(), days: next() };
+        let measured = report::Measured::new(next(), next(), next());
         Heard { measured, gauges, silent }
     }
 
@@ -129,7 +131,12 @@ impl Levels {
         window: Option<Window>,
         tenant: Option<&str>,
     ) -> Value {
-        let Heard { measured, silent, .. } = self.hear(peers, now, &Window::ALL).await;
+        let heard = self.hear(peers, now, &Window::ALL).await;
+        tokio::task::block_in_place(|| self.report_of(heard, now, window, tenant))
+    }
+
+    fn report_of(&self, heard: Heard, now: Timestamp, window: Option<Window>, tenant: Option<&str>) -> Value {
+        let Heard { measured, silent, .. } = heard;
         let visible = |series: &Series| match tenant {
             Some(tenant) => series.indicator.scope() == Scope::Node || series.tenant == tenant,
             None => true,

@@ -4,15 +4,12 @@
 // console, a request to anywhere but the node, or a page that does not show what it must.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { chromium } from 'playwright-core';
+import { PATIENCE_MS, caller, chrome, freePort, orchestra, until } from './tools.js';
 
-const PATIENCE_MS = 30_000;
 const axeSource = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
 const WORKFLOW = `
@@ -29,37 +26,12 @@ steps:
   - {id: bad, value: 'input.nothing.here'}
 `;
 
-function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer();
-    server.listen(0, '127.0.0.1', () => { const { port } = server.address(); server.close(() => resolve(port)); });
-  });
-}
-
-async function until(what, look) {
-  const end = Date.now() + PATIENCE_MS;
-  for (;;) {
-    const found = await look();
-    if (found) return found;
-    if (Date.now() > end) throw new Error(`${what} did not come to pass`);
-    await new Promise((resolve) => { setTimeout(resolve, 50); });
-  }
-}
-
 const directory = await mkdtemp(join(tmpdir(), 'orchestra-ui-'));
 const [http, grpc, peer] = [await freePort(), await freePort(), await freePort()];
 const base = `http://127.0.0.1:${http}`;
-const node = spawn(process.env.BINARY, ['dev', '--data-dir', join(directory, 'data'), '--http', `127.0.0.1:${http}`,
-  '--grpc', `127.0.0.1:${grpc}`, '--peer', `127.0.0.1:${peer}`], { stdio: ['ignore', 'pipe', 'pipe'] });
-let log = '';
-for (const stream of [node.stdout, node.stderr]) stream.on('data', (data) => { log += data; });
-
-async function call(method, path, body, headers = {}) {
-  const text = typeof body === 'string' ? body : JSON.stringify(body);
-  const answer = await fetch(base + path, { method, headers, body: body === undefined ? undefined : text });
-  assert.ok(answer.ok, `${method} ${path}: ${answer.status} ${await answer.clone().text()}`);
-  return answer.json();
-}
+const node = orchestra(['dev', '--data-dir', join(directory, 'data'), '--http', `127.0.0.1:${http}`,
+  '--grpc', `127.0.0.1:${grpc}`, '--peer', `127.0.0.1:${peer}`]);
+const call = caller(base);
 
 const start = (workflow, key) => call('POST', '/v1/sessions', { workflow, input: { topic: '<b>bold</b>' } },
   { 'idempotency-key': key, 'content-type': 'application/json' });
@@ -76,7 +48,7 @@ try {
   for (const { id } of [approved, canceled]) await until('an approval to be due', () => atApproval(id));
   await until('the failure', async () => (await call('GET', `/v1/sessions/${failed.id}`)).status === 'failed');
 
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
+  browser = await chrome();
   const problems = [];
   const open = async (width, colorScheme) => {
     const page = await browser.newPage({ viewport: { width, height: 800 }, colorScheme });
@@ -177,10 +149,10 @@ try {
   assert.deepEqual(problems, []);
   process.stdout.write('the dashboard: every page, at 390 and 1280 pixels, in light and dark, and all that can be done\n');
 } catch (error) {
-  process.stderr.write(`${error.stack ?? error}\n--- the node said:\n${log.split('\n').slice(-20).join('\n')}\n`);
+  process.stderr.write(`${error.stack ?? error}\n--- the node said:\n${node.lastLines()}\n`);
   process.exitCode = 1;
 } finally {
   await browser?.close();
-  node.kill('SIGKILL');
+  await node.kill();
   await rm(directory, { recursive: true, force: true });
 }

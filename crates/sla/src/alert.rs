@@ -13,7 +13,10 @@
 //!
 //! Besides, every objective has rules on how fast its error budget is spent ([`BURNS`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use ids::Timestamp;
 use serde::Deserialize;
@@ -441,7 +444,7 @@ impl Rule {
             }
             Condition::Burn { objective, long, short, factor } => {
                 let limit = burn_limit(objective, *factor)?;
-                let over = |window| measured.of(|series| objective.is_about(series), window, now);
+                let over = |window| measured.about(objective, window, now);
                 let of_long = over(*long);
                 let (share, n) = share_missed(objective, &of_long)?;
                 if n < needed(objective) {
@@ -460,15 +463,16 @@ impl Rule {
 
 #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
 fn value(metric: &Metric, measured: &Measured, gauges: &Gauges, over: Window, now: Timestamp) -> Option<f64> {
-    let cell = |of: &Objective| measured.of(|series| of.is_about(series), over, now);
-    let enough = |cell: Cell, least: u64| (cell.count() >= least).then_some(cell);
+    let cell = |of: &Objective| measured.about(of, over, now);
+    let enough = |cell: Arc<Cell>, least: u64| (cell.count() >= least).then_some(cell);
     match metric {
         Metric::Level(of) => {
             let least = match of.statistic {
                 Statistic::Mean => 1,
                 _ => needed(of).max(COUNTED_MIN),
             };
-            number(of.statistic, &enough(cell(of), least)?)
+            let cell = enough(cell(of), least)?;
+            number(of.statistic, &cell)
         }
         Metric::Count(of) => Some(cell(of).count() as f64),
         Metric::Failed(of) => {
@@ -476,7 +480,7 @@ fn value(metric: &Metric, measured: &Measured, gauges: &Gauges, over: Window, no
             Some(cell.bad as f64 / cell.count() as f64)
         }
         Metric::FallbackRate => {
-            let of = |indicator| measured.of(|series| series.indicator == indicator, over, now);
+            let of = |indicator| Arc::new(measured.of(|series| series.indicator == indicator, over, now));
             let answers = enough(of(Indicator::AgentResponse), COUNTED_MIN)?;
             Some(of(Indicator::ProviderFallback).count() as f64 / answers.count() as f64)
         }
@@ -511,7 +515,7 @@ mod tests {
 
     fn measured(recorder: &Recorder) -> Measured {
         let of = |level| merge(vec![recorder.read(level, 0)]);
-        Measured { minutes: of(Level::Minute), hours: of(Level::Hour), days: of(Level::Day) }
+        Measured::new(of(Level::Minute), of(Level::Hour), of(Level::Day))
     }
 
     fn holds(when: &str, recorder: &Recorder, gauges: &Gauges) -> Option<bool> {

@@ -1,6 +1,9 @@
 //! What several nodes have counted, as one.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::RangeBounds,
+};
 
 use proto::sla as message;
 
@@ -9,7 +12,7 @@ use crate::{Cell, Scope, Series, indicator::Kind};
 /// What was counted in all, by series and slot.
 #[derive(Debug, Default)]
 pub struct Merged {
-    cells: BTreeMap<(Series, u64), Cell>,
+    cells: BTreeMap<Series, BTreeMap<u64, Cell>>,
 }
 
 /// Merges the slots of one length that nodes have answered. Of what every replica counts, the one is taken that has
@@ -22,7 +25,7 @@ pub fn merge(of_nodes: Vec<Vec<message::Slot>>) -> Merged {
         for of in slot.series {
             let Some(series) = Series::decode(&of) else { continue };
             let (kind, scope) = (series.indicator.kind(), series.indicator.scope());
-            let entry = merged.cells.entry((series, slot.number));
+            let entry = merged.cells.entry(series).or_default().entry(slot.number);
             if let Entry::Occupied(before) = &entry
                 && scope == Scope::Replicas
                 && of.good + of.bad <= before.get().count()
@@ -42,27 +45,26 @@ pub fn merge(of_nodes: Vec<Vec<message::Slot>>) -> Merged {
 
 impl Merged {
     /// What was counted of the series that a question is about, in the slots that it is about.
-    pub fn select(&self, series: impl Fn(&Series) -> bool, slot: impl Fn(u64) -> bool) -> Cell {
+    pub fn select(&self, series: impl Fn(&Series) -> bool, slots: impl RangeBounds<u64> + Clone) -> Cell {
+        let of_series = self.cells.iter().filter(|(of, _)| series(of)).map(|(_, cells)| cells);
         let mut found: Option<Cell> = None;
-        for ((of, number), cell) in &self.cells {
-            if slot(*number) && series(of) {
-                match &mut found {
-                    Some(found) => found.add(cell),
-                    None => found = Some(cell.clone()),
-                }
+        for (_, cell) in of_series.flat_map(|cells| cells.range(slots.clone())) {
+            match &mut found {
+                Some(found) => found.add(cell),
+                None => found = Some(cell.clone()),
             }
         }
         found.unwrap_or_else(|| Cell::new(Kind::Ratio))
     }
 
     /// What was counted in all, in the slots that a question is about.
-    pub fn all(&self, slot: impl Fn(u64) -> bool) -> Cell {
-        self.select(|_| true, slot)
+    pub fn all(&self, slots: impl RangeBounds<u64> + Clone) -> Cell {
+        self.select(|_| true, slots)
     }
 
     /// All series.
     pub fn series(&self) -> impl Iterator<Item = &Series> {
-        self.cells.keys().map(|(series, _)| series)
+        self.cells.keys()
     }
 }
 
@@ -84,7 +86,7 @@ mod tests {
         restarted.took(Indicator::AgentResponse, Labels::default(), at, 3_000);
         restarted.took(Indicator::ApiLatency, Labels::default(), at, 9_000);
         let merged = merge(vec![restarted.read(Level::Minute, 0), whole.read(Level::Minute, 0)]);
-        let of = |indicator| merged.select(|series| series.indicator == indicator, |_| true);
+        let of = |indicator| merged.select(|series| series.indicator == indicator, ..);
         assert_eq!((of(Indicator::AgentResponse).count(), of(Indicator::ApiLatency).count()), (3, 4));
         assert_eq!(of(Indicator::AgentResponse).percentile(50.0), Some(2_000));
         assert_eq!(of(Indicator::ApiLatency).sum, 15_000);

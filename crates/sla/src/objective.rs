@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Indicator, Kind, Series, Window};
+use crate::{Indicator, Kind, Labels, Series, Window, indicator::Key};
 
 /// The documented service levels.
 const BUILT_IN: &str = include_str!("objectives.toml");
@@ -212,6 +212,12 @@ impl Objective {
     #[must_use]
     pub fn comparator(&self) -> Comparator {
         if self.statistic == Statistic::Ratio { Comparator::AtLeast } else { Comparator::Below }
+    }
+
+    /// What it is about, as a series: empty where it is about all.
+    pub(crate) fn series(&self) -> Series {
+        let Self { indicator, tenant, workflow, role, provider, .. } = self;
+        Series::of(Key(*indicator, Labels { tenant, workflow, role, provider, node: "" }))
     }
 
     /// Whether it is about a series.

@@ -382,7 +382,7 @@ mod tests {
     }
 
     fn count(recorder: &Recorder, level: Level) -> u64 {
-        merge(vec![recorder.read(level, 0)]).all(|_| true).count()
+        merge(vec![recorder.read(level, 0)]).all(..).count()
     }
 
     #[test]
@@ -412,7 +412,7 @@ mod tests {
             assert_eq!(count(&again, level), 4);
         }
         let minute = merge(vec![again.read(Level::Minute, 0)]);
-        let first = minute.all(|slot| slot == 0);
+        let first = minute.all(0..=0);
         assert_eq!((first.good, first.bad, first.sum), (2, 1, 4_000));
         // Exact to 0.1 %.
         assert!(first.max().is_some_and(|max| (3_000..=3_003).contains(&max)), "{first:?}");

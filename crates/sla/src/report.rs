@@ -1,6 +1,9 @@
 //! What came of what was promised.
 
+use std::{collections::HashMap, sync::Arc};
+
 use ids::Timestamp;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::{Cell, Comparator, Level, Merged, Objective, Series, Statistic, Window};
@@ -14,14 +17,32 @@ pub struct Measured {
     pub hours: Merged,
     /// By the day.
     pub days: Merged,
+    /// What objectives were told: those that differ in their number only are about the same.
+    told: Mutex<HashMap<(Series, Window, u64), Arc<Cell>>>,
 }
 
 impl Measured {
+    /// Of what was counted by the minute, the hour and the day.
+    #[must_use]
+    pub fn new(minutes: Merged, hours: Merged, days: Merged) -> Self {
+        Self { minutes, hours, days, told: Mutex::default() }
+    }
+
+    /// What was counted of what an objective is about, in a window up to now.
+    #[must_use]
+    pub fn about(&self, objective: &Objective, window: Window, now: Timestamp) -> Arc<Cell> {
+        let (level, count) = window.slots(now);
+        let from = level.slot(now).saturating_sub(count);
+        let mut told = self.told.lock();
+        let sum = || Arc::new(self.level(level).select(|series| objective.is_about(series), from..));
+        Arc::clone(told.entry((objective.series(), window, from)).or_insert_with(sum))
+    }
+
     /// What was counted in a window up to now.
     pub fn of(&self, series: impl Fn(&Series) -> bool, window: Window, now: Timestamp) -> Cell {
         let (level, count) = window.slots(now);
         let from = level.slot(now).saturating_sub(count);
-        self.level(level).select(series, |slot| slot >= from)
+        self.level(level).select(series, from..)
     }
 
     fn level(&self, level: Level) -> &Merged {
@@ -142,8 +163,7 @@ pub fn evaluate(
     now: Timestamp,
 ) -> Outcome {
     let window = window.unwrap_or(objective.window);
-    let about = |series: &Series| objective.is_about(series);
-    let cell = measured.of(about, window, now);
+    let cell = measured.about(objective, window, now);
     let missed = missed(objective, &cell);
     let value = number(objective.statistic, &cell);
     let is_share = objective.statistic == Statistic::Ratio;
@@ -158,7 +178,7 @@ pub fn evaluate(
     let compliance = missed.share().map(|share| 1.0 - share);
     let budget_left = objective.budget().zip(missed.share()).map(|(budget, share)| left(budget, share));
     let burn = |window| {
-        let share = self::missed(objective, &measured.of(about, window, now)).share()?;
+        let share = self::missed(objective, &measured.about(objective, window, now)).share()?;
         objective.budget().filter(|budget| *budget > 0.0).map(|budget| share / budget)
     };
     let burn =
@@ -220,9 +240,8 @@ pub fn history(
     let (level, count) = window.slots(now);
     let merged = measured.level(level);
     let slots = level.slot(now).saturating_sub(count)..=level.slot(now);
-    let cells: Vec<(u64, Cell)> = slots
-        .map(|slot| (slot, merged.select(|series| objective.is_about(series), |number| number == slot)))
-        .collect();
+    let cells: Vec<(u64, Cell)> =
+        slots.map(|slot| (slot, merged.select(|series| objective.is_about(series), slot..=slot))).collect();
     let all: u64 = cells.iter().map(|(_, cell)| missed(objective, cell).of).sum();
     let mut spent = 0;
     let points = cells.into_iter().map(|(slot, cell)| {
@@ -304,7 +323,7 @@ fn worst_minute(objective: &Objective, measured: &Measured, now: Timestamp) -> O
     let is_share = objective.statistic == Statistic::Ratio;
     let mut worst: Option<(u64, f64, u64)> = None;
     for minute in last.saturating_sub(count)..=last {
-        let cell = measured.minutes.select(|series| objective.is_about(series), |slot| slot == minute);
+        let cell = measured.minutes.select(|series| objective.is_about(series), minute..=minute);
         let Some(value) = number(objective.statistic, &cell) else { continue };
         let is_worse =
             worst.is_none_or(|(_, before, _)| if is_share { value < before } else { value > before });
@@ -328,8 +347,7 @@ mod tests {
 
     fn outcome(recorder: &Recorder, name: &str, now: Timestamp) -> Outcome {
         let read = |level| merge(vec![recorder.read(level, 0)]);
-        let measured =
-            Measured { minutes: read(Level::Minute), hours: read(Level::Hour), days: read(Level::Day) };
+        let measured = Measured::new(read(Level::Minute), read(Level::Hour), read(Level::Day));
         let all = built_in(3);
         let objective = all.iter().find(|objective| objective.name == name).unwrap();
         evaluate(objective, None, &measured, now)
@@ -401,7 +419,7 @@ mod tests {
         }
         let objective = built_in(3).into_iter().find(|of| of.name == "audit").unwrap();
         let measured =
-            Measured { minutes: merge(vec![recorder.read(Level::Minute, 0)]), ..Measured::default() };
+            Measured::new(merge(vec![recorder.read(Level::Minute, 0)]), Merged::default(), Merged::default());
         let (seconds, points) = history(&objective, Window::FiveMinutes, &measured, now);
         assert_eq!((seconds, points.len()), (60, 6));
         let counted: Vec<(u64, u64)> = points.iter().map(|point| (point.n, point.missed)).collect();
