@@ -80,6 +80,27 @@ pub(crate) fn of_node(node: &Node) -> String {
     text
 }
 
+/// What waits and works, under the names of the systems whose work this one takes over.
+pub(crate) fn aliases(app: &App, running: i64) -> String {
+    let load = app.sessions.workers().load();
+    let (waiting, workers) = (load.waiting.to_string(), load.workers.to_string());
+    let mut text = String::new();
+    for (name, help, value) in [
+        ("agentexec_queue_depth", "Alias: tasks that wait for a worker, of the shards led here", &waiting),
+        ("agentexec_active_workers", "Alias: workers connected to this node", &workers),
+        ("oao_queue_size", "Alias: tasks that wait for a worker, of the shards led here", &waiting),
+        (
+            "oao_active_agents",
+            "Alias: work of this node under way or waiting for its turn",
+            &running.to_string(),
+        ),
+    ] {
+        // Writing to a string does not fail.
+        let _ = write!(text, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    text
+}
+
 /// What the system says of the process, under the names that Prometheus' own clients use; empty where it says nothing.
 pub(crate) fn of_process() -> String {
     let mut text = String::new();

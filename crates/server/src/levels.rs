@@ -71,7 +71,8 @@ impl Levels {
 
     /// What this node has counted since it began, for Prometheus.
     pub(crate) fn exposition(&self) -> String {
-        [self.recorder.exposition(), self.facts.spent().exposition()].concat()
+        let spent = self.facts.spent();
+        [self.recorder.exposition(), spent.exposition(), self.recorder.aliases(spent.tokens())].concat()
     }
 
     /// The rules of what is promised, for Prometheus.

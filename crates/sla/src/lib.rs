@@ -10,6 +10,7 @@
 //! - **Absent:** the network, the disk, the clock: who owns a recorder has them.
 
 pub mod alert;
+mod aliases;
 mod cell;
 pub mod facts;
 mod indicator;

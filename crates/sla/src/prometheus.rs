@@ -37,8 +37,8 @@ pub fn edges(objectives: &[Objective], alerts: &[Rule]) -> Vec<u64> {
 /// What was counted of a series since the process began.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Totals {
-    good: u64,
-    bad: u64,
+    pub(crate) good: u64,
+    pub(crate) bad: u64,
     sum: u64,
     /// How many were in each bucket, and beyond the last edge.
     buckets: Vec<u64>,
@@ -50,6 +50,17 @@ impl Totals {
         self.sum = self.sum.saturating_add(micros);
         self.buckets.resize(edges.len() + 1, 0);
         self.buckets[edges.partition_point(|edge| *edge < micros)] += 1;
+    }
+
+    /// Adds what another has counted, in buckets of the same edges.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.good += other.good;
+        self.bad += other.bad;
+        self.sum = self.sum.saturating_add(other.sum);
+        self.buckets.resize(self.buckets.len().max(other.buckets.len()), 0);
+        for (ours, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
+            *ours += theirs;
+        }
     }
 
     pub(crate) fn happened(&mut self, well: bool) {
@@ -100,7 +111,6 @@ pub(crate) fn exposition<'a>(
                 let _ = write!(labels, "{label}={},", quoted(value));
             }
         }
-        let bare = labels.trim_end_matches(',');
         if indicator.kind() == Kind::Ratio {
             if is_first {
                 let _ = writeln!(text, "# HELP orchestra_{name} Right and wrong; {about}.");
@@ -114,18 +124,26 @@ pub(crate) fn exposition<'a>(
             let _ = writeln!(text, "# HELP orchestra_{name}_seconds Durations; {about}.");
             let _ = writeln!(text, "# TYPE orchestra_{name}_seconds histogram");
         }
-        let mut below = 0;
-        for (place, edge) in edges.iter().enumerate() {
-            below += totals.buckets.get(place).copied().unwrap_or(0);
-            let le = seconds(*edge);
-            let _ = writeln!(text, "orchestra_{name}_seconds_bucket{{{labels}le=\"{le:?}\"}} {below}");
-        }
-        let good = totals.good;
-        let _ = writeln!(text, "orchestra_{name}_seconds_bucket{{{labels}le=\"+Inf\"}} {good}");
-        let _ = writeln!(text, "orchestra_{name}_seconds_count{{{bare}}} {good}");
-        let _ = writeln!(text, "orchestra_{name}_seconds_sum{{{bare}}} {:?}", seconds(totals.sum));
+        histogram(&mut text, &format!("orchestra_{name}_seconds"), &labels, totals, edges);
     }
     text
+}
+
+/// The samples of a histogram of seconds. `labels` ends with a comma, if there are any.
+pub(crate) fn histogram(text: &mut String, name: &str, labels: &str, totals: &Totals, edges: &[u64]) {
+    let mut below = 0;
+    for (place, edge) in edges.iter().enumerate() {
+        below += totals.buckets.get(place).copied().unwrap_or(0);
+        let le = seconds(*edge);
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name}_bucket{{{labels}le=\"{le:?}\"}} {below}");
+    }
+    let good = totals.good;
+    let bare = labels.trim_end_matches(',');
+    let bare = if bare.is_empty() { String::new() } else { format!("{{{bare}}}") };
+    let _ = writeln!(text, "{name}_bucket{{{labels}le=\"+Inf\"}} {good}");
+    let _ = writeln!(text, "{name}_count{bare} {good}");
+    let _ = writeln!(text, "{name}_sum{bare} {:?}", seconds(totals.sum));
 }
 
 /// The counters of what went wrong, which are another family than the durations.

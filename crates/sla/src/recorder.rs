@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use proto::sla as message;
 
 use crate::{
-    Cell, Indicator, Labels, Series,
+    Cell, Indicator, Labels, Series, aliases,
     indicator::Key,
     prometheus::{self, Totals},
 };
@@ -233,6 +233,13 @@ impl Recorder {
         let counted = self.counted.lock();
         let all = || counted.series.iter().zip(&counted.totals);
         prometheus::exposition(all(), &self.edges) + &prometheus::failures(all())
+    }
+
+    /// The same under the names of the systems whose work this one takes over, with so many tokens.
+    #[must_use]
+    pub fn aliases(&self, tokens: u64) -> String {
+        let counted = self.counted.lock();
+        aliases::exposition(counted.series.iter().zip(&counted.totals), tokens, &self.edges)
     }
 
     fn record(

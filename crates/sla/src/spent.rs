@@ -40,6 +40,12 @@ impl Spent {
         sum.cost_microusd = sum.cost_microusd.saturating_add(usage.cost_microusd);
     }
 
+    /// Tokens of all of it, in and out.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.0.lock().values().map(|of| of.usage.tokens_in.saturating_add(of.usage.tokens_out)).sum()
+    }
+
     /// For Prometheus, as `OpenMetrics` text without its end.
     #[must_use]
     pub fn exposition(&self) -> String {

@@ -56,6 +56,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let down = *metrics.nodes_down.lock();
     let more = [
         app.levels.exposition(),
+        gauges::aliases(&app, metrics.work_running.get()),
         gauges::of_process(),
         gauges::of_node(app.sessions.node()),
         alerts::gauges(&gauges::of(&app), down),
