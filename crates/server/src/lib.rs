@@ -24,5 +24,5 @@ mod wiring;
 pub use config::Config;
 pub use error::{ApiError, CODES, Code};
 pub use logs::Logs;
-pub use providers::Redactor;
+pub use providers::{Redactor, Secret};
 pub use wiring::{Server, StartError};

@@ -60,7 +60,7 @@ async fn one(args: DevArgs) -> anyhow::Result<ExitCode> {
     config.node.data_dir = node_directory(&args.data_dir, 0);
     let simulated = config.providers.is_empty();
     let directory = config.node.data_dir.display().to_string();
-    let server = start(&mut config, &args.common).await?;
+    let (server, _lines) = start(&mut config, &args.common).await?;
     let url = format!("http://{}", server.http());
     line(format!(
         "orchestra dev is ready\n\n  HTTP  {url}\n  gRPC  http://{}\n  data  {directory}",

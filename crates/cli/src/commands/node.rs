@@ -9,7 +9,7 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
-use crate::log::LogWriter;
+use crate::log::{LogWriter, Waiting};
 
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
@@ -81,7 +81,7 @@ pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
             std::process::exit(1);
         });
     }
-    let server = start(&mut config, &args.common).await?;
+    let (server, _lines) = start(&mut config, &args.common).await?;
     tracing::info!(http = %server.http(), grpc = %server.grpc(), "ready");
     serve(server, &config).await
 }
@@ -107,9 +107,10 @@ pub(crate) fn load(args: &CommonArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<Server> {
+/// A node that runs, and the log lines that wait to be written when it has stopped.
+pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Result<(Server, Waiting)> {
     let redactor = Redactor::default();
-    let logs = init_logging(&config.log, &redactor)?;
+    let (logs, waiting) = init_logging(&config.log, &redactor)?;
     for variable in Config::unknown_variables() {
         tracing::warn!(%variable, "nothing reads this variable");
     }
@@ -118,10 +119,10 @@ pub(crate) async fn start(config: &mut Config, args: &CommonArgs) -> anyhow::Res
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .with_context(|| pid_file.display().to_string())?;
     tracing::debug!(?args, "started");
-    Ok(server)
+    Ok((server, waiting))
 }
 
-fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Result<Logs> {
+fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Result<(Logs, Waiting)> {
     let parse = |level: &str| {
         EnvFilter::try_new(level).map_err(|error| {
             format!("{level:?}: {error}; expected a level, or levels by module: warn,engine=debug")
@@ -129,11 +130,13 @@ fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Resul
     };
     let filter = parse(&log.level).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
+    let (writer, waiting) = LogWriter::new(redactor.clone(), log)?;
+    let only_here = log.directory.is_none() && log.url.is_none();
     let lines = tracing_subscriber::fmt::layer()
         // On a full disk a line is lost; the node must not be.
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal() && log.directory.is_none())
-        .with_writer(LogWriter::new(redactor.clone(), log)?);
+        .with_ansi(std::io::stderr().is_terminal() && only_here)
+        .with_writer(writer);
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -143,7 +146,7 @@ fn init_logging(log: &server::config::Log, redactor: &Redactor) -> anyhow::Resul
         let filter = parse(level)?;
         handle.reload(filter).map_err(|error| error.to_string())
     };
-    Ok(Logs::new(&log.level, change))
+    Ok((Logs::new(&log.level, change), waiting))
 }
 
 /// Runs until told to stop, and stops cleanly.

@@ -1,5 +1,11 @@
 //! Where log lines go, and which.
 
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::http::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::wait_until;
@@ -57,4 +63,41 @@ async fn logs_go_to_files_and_change_their_levels_while_the_node_runs() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_go_to_a_collector_that_may_be_away() {
+    let taken: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let (refusals, heard) = (Arc::new(AtomicUsize::new(2)), Arc::clone(&taken));
+    let take = move |headers: HeaderMap, body: String| async move {
+        let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-type"), "application/x-ndjson");
+        if header("authorization") != "Bearer canary-of-the-collector" {
+            return StatusCode::UNAUTHORIZED;
+        }
+        if refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return StatusCode::SERVICE_UNAVAILABLE;
+        }
+        heard.lock().unwrap().extend(body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+        StatusCode::OK
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/in?key=k", listener.local_addr().unwrap());
+    let routes = axum::Router::new().route("/in", axum::routing::post(take));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+
+    let lines = format!("format = \"json\"\nurl = \"{url}\"\ntoken_env = \"COLLECTOR\"\n");
+    let env = [("COLLECTOR".to_owned(), "canary-of-the-collector".to_owned())];
+    let node = Fixture::with_table("log", &lines, "", &env).await;
+    // Sending is not logged, at whichever level, or it would never end.
+    for level in ["warn,hyper=trace,hyper_util=trace,reqwest=trace", "info"] {
+        let set = node.request(Method::PUT, "/v1/log").json(&json!({"level": level}));
+        assert_eq!(node.send(set).await.0, StatusCode::OK);
+    }
+    let told = || taken.lock().unwrap().iter().filter(|line| line["levels"] == "info").count();
+    wait_until("the lines to arrive", PATIENCE, async || (told() > 0).then_some(())).await.unwrap();
+    assert_eq!(told(), 1, "lines are taken once");
+    // A node that stops sends the rest.
+    assert_eq!(node.node.stop(std::time::Duration::from_secs(60)).await.unwrap(), Some(0));
+    assert!(taken.lock().unwrap().iter().any(|line| line["message"] == "stopped"));
 }

@@ -267,11 +267,21 @@ pub struct Log {
     pub directory: Option<PathBuf>,
     /// How many of these files are kept, 1 to 3,650.
     pub days_kept: usize,
+    /// A collector that takes lines by `POST` over HTTP or HTTPS, many at once: as `application/x-ndjson`, or plain text.
+    /// Besides standard error. 16,384 lines wait for it; lines that it does not take are sent five times in 15 seconds,
+    /// and are lost then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The variable with the collector's token, or with `_FILE` behind it the one that names a file with it. It is sent
+    /// as `Authorization: Bearer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_env: Option<String>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info,openraft=warn".into(), directory: None, days_kept: 7 }
+        let level = "info,openraft=warn".into();
+        Self { format: LogFormat::Text, level, directory: None, days_kept: 7, url: None, token_env: None }
     }
 }
 
@@ -500,6 +510,15 @@ impl Config {
         if !(1..=3_650).contains(&self.log.days_kept) {
             return invalid(format!("log.days_kept must be 1 to 3650; found {}", self.log.days_kept));
         }
+        match &self.log.url {
+            Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+                return invalid(format!("log.url: expected http:// or https://, found {url:?}"));
+            }
+            None if self.log.token_env.is_some() => {
+                return invalid("log.token_env is of no use without log.url".into());
+            }
+            _ => {}
+        }
         self.providers.iter().try_for_each(|(name, provider)| provider.check(name))
     }
 
@@ -516,7 +535,8 @@ impl Config {
         let webhook = shown.alerts.webhook.iter_mut().map(|webhook| &mut webhook.url);
         let traces = shown.traces.iter_mut().map(|traces| &mut traces.otlp);
         let backup = shown.backup.iter_mut().map(|backup| &mut backup.to);
-        for url in providers.chain(webhook).chain(traces).chain(backup) {
+        let log = shown.log.url.iter_mut();
+        for url in providers.chain(webhook).chain(traces).chain(backup).chain(log) {
             *url = without_secrets(url);
         }
         shown
