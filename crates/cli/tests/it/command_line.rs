@@ -91,6 +91,25 @@ async fn the_command_line_works_against_a_node() {
     assert_eq!(exported["events"][0]["type"], "session_started");
 }
 
+#[test]
+fn what_is_deployed_is_a_configuration_and_every_shell_has_completions() {
+    let orchestra = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_orchestra")).args(args).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let deployed = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/node.toml");
+    assert_eq!(orchestra(&["config", "check", deployed]), (Some(0), "the configuration is valid\n".into()));
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script) = orchestra(&["completions", shell]);
+        assert_eq!(code, Some(0), "{shell}");
+        for command in ["sessions", "transfer-leader", "run-worker"] {
+            assert!(script.contains(command), "{shell} does not complete {command}");
+        }
+    }
+    let (code, said) = orchestra(&["completions", "sh"]);
+    assert!(code == Some(2) && said.contains("fish"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn results_never_leave_their_directory() {
     let node = Fixture::start("").await;

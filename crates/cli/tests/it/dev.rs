@@ -1,4 +1,4 @@
-//! `dev --nodes` and the `cluster` commands: the surface itself, on its own ports.
+//! `dev`, and the `cluster` commands: the surface itself, several nodes on its own ports.
 
 use std::{
     io::Read as _,
@@ -110,4 +110,44 @@ async fn dev_with_three_nodes_survives_a_kill_and_ends_with_its_supervisor() {
     dev.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("node-0 ended") && said.contains("stays down"), "{said}");
     assert!(said.contains("SIMULATED"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_says_where_it_is_what_to_do_next_and_that_answers_are_made_up() {
+    let temp = tempfile::tempdir().unwrap();
+    let replies = temp.path().join("replies.json");
+    std::fs::write(&replies, r#"[{"contains": "a riddle", "reply": "an answer of the file"}]"#).unwrap();
+    let address = || testkit::free_address().unwrap().to_string();
+    let (http, grpc, peer) = (address(), address(), address());
+    let dev = Command::new(binary().unwrap())
+        .args(["dev", "--data-dir", "data", "--replies", "replies.json"])
+        .args(["--http", &http, "--grpc", &grpc, "--peer", &peer])
+        .current_dir(temp.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut dev = Dev(dev.unwrap());
+    let url = format!("http://{http}");
+    let ready = wait_until("the node", PATIENCE, async || {
+        reqwest::get(format!("{url}/health/ready")).await.is_ok_and(|of| of.status() == 200).then_some(())
+    });
+    ready.await.unwrap();
+    let step = json!({"id": "a", "agent": {"role": "r", "prompt": "a riddle"}});
+    let body = json!({"workflow": {"name": "w", "steps": [step]}});
+    let start = reqwest::Client::new().post(format!("{url}/v1/sessions?wait_ms=30000")).json(&body).send();
+    let ended: Value = start.await.unwrap().json().await.unwrap();
+    assert_eq!(ended["output"], "an answer of the file", "{ended}");
+    let session = format!("{url}/v1/sessions/{}", ended["id"].as_str().unwrap());
+    let session: Value = reqwest::get(session).await.unwrap().json().await.unwrap();
+    assert_eq!(session["steps"][0]["simulated"], true, "{session}");
+
+    kill_process(Pid::from_child(&dev.0), Signal::TERM).unwrap();
+    let ended = wait_until("its end", PATIENCE, async || dev.0.try_wait().unwrap());
+    assert!(ended.await.unwrap().success());
+    let mut said = String::new();
+    dev.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    let next = ["orchestra start ", "orchestra sessions list", "orchestra sessions describe"];
+    for text in [url.as_str(), &grpc, "data/region-0/node-0", "SIMULATED"].into_iter().chain(next) {
+        assert!(said.contains(text), "{text} is not in\n{said}");
+    }
 }

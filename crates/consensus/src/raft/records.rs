@@ -120,3 +120,48 @@ pub(crate) fn open_applied(bytes: &[u8]) -> io::Result<(Option<LogId>, StoredMem
 pub(crate) fn invalid(error: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+    use super::*;
+
+    /// A log and a state of an earlier release are opened: a line that changes is a format that changes.
+    const BYTES: &str = include_str!("../../testdata/raft_records.txt");
+
+    #[test]
+    fn the_bytes_of_the_logs_records_are_what_they_were() {
+        let mut found = String::new();
+        let mut line = |what: &str, bytes: &[u8]| {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            found.push_str(&format!("{what}: {hex}\n"));
+        };
+        let id = to_log_id(raft::LogId { term: 1, node: 2, index: 3 });
+        assert_eq!(open_log_id(&seal_log_id(&id)).unwrap(), id);
+        line("log id", &seal_log_id(&id));
+        for (what, of) in [("vote", Vote::new(4, 5)), ("vote, committed", Vote::new_committed(4, 5))] {
+            assert_eq!(open_vote(&seal_vote(&of)).unwrap(), of);
+            line(what, &seal_vote(&of));
+        }
+        let [name, peer, http, grpc] = ["node-2", "host:7102", "http://host:7100", "http://host:7101"];
+        let member = Member { name: name.into(), peer: peer.into(), http: http.into(), grpc: grpc.into() };
+        let members = BTreeMap::from([(2, member.clone()), (7, member)]);
+        let membership = Membership::new(vec![[2].into(), [2, 7].into()], members).unwrap();
+        for (what, payload) in [
+            ("entry, blank", EntryPayload::Blank),
+            ("entry", EntryPayload::Normal(Body::new(Bytes::from_static(b"body")))),
+            ("entry, membership", EntryPayload::Membership(membership.clone())),
+        ] {
+            let sealed = seal_entry(&Entry { log_id: id, payload });
+            assert_eq!(seal_entry(&open_entry(&sealed).unwrap()), sealed);
+            line(what, &sealed);
+        }
+        let stored = StoredMembership::new(Some(id), membership);
+        let sealed = seal_applied(Some(&id), &stored);
+        assert_eq!(open_applied(&sealed).unwrap(), (Some(id), stored));
+        line("applied", &sealed);
+        line("applied, nothing", &seal_applied(None, &StoredMembership::default()));
+        assert_eq!(found, BYTES);
+    }
+}
