@@ -14,8 +14,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{client::Client, output::Format};
 
-/// Rows, messages and RocksDB's blocks come and go on every core: the system's allocator takes a lock for what one
-/// thread made and another frees.
+/// Rows and messages come and go on every core: the system's allocator takes a lock for what one thread made and
+/// another frees. (RocksDB keeps to the system's.)
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

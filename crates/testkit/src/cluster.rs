@@ -1,7 +1,6 @@
 //! A cluster of real node processes on this machine.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -440,20 +439,21 @@ impl Cluster {
         off.await.with_context(|| self.log_tails())
     }
 
-    /// Waits until each node leads as many shards as any other, give or take one.
+    /// Waits until every lead is where it belongs: that of shard *n* with voter *n* modulo their count, by id. From then
+    /// on no lead moves by itself.
     ///
     /// # Errors
     ///
-    /// They do not; the ends of the logs are part of the error.
+    /// They are not; the ends of the logs are part of the error.
     pub async fn until_spread(&self) -> anyhow::Result<()> {
-        let spread = wait_until("leads to be spread", PATIENCE, async || {
-            let mut led = BTreeMap::<u64, usize>::new();
+        let spread = wait_until("leads to be where they belong", PATIENCE, async || {
             let status = self.status(*self.running().first()?).await.ok()?;
-            for (_, shard) in status["shards"].as_object()? {
-                *led.entry(shard["leader"].as_u64()?).or_default() += 1;
-            }
-            let (least, most) = (led.values().min()?, led.values().max()?);
-            (led.len() == self.members().len() && most - least <= 1).then_some(())
+            let is_there = |(number, shard): (&String, &Value)| {
+                let voters = shard["voters"].as_array()?;
+                let place = voters.get(number.parse::<usize>().ok()? % self.members().len())?;
+                (voters.len() == self.members().len() && shard["leader"] == *place).then_some(())
+            };
+            status["shards"].as_object()?.iter().map(is_there).collect::<Option<()>>()
         });
         spread.await.with_context(|| self.log_tails())
     }

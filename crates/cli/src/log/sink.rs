@@ -58,10 +58,10 @@ impl Sink {
             // Read each time: it may be a new one.
             request = request.bearer_auth(token.read()?);
         }
-        let request = request.body(self.lines.clone()).send();
+        let request = request.body(self.lines.clone());
+        let send = || self.runtime.block_on(async { request.send().await });
         // What the client logs of its own work would be sent as well, and logged, and sent.
-        let answer =
-            tracing::subscriber::with_default(NoSubscriber::new(), || self.runtime.block_on(request));
+        let answer = tracing::subscriber::with_default(NoSubscriber::new(), send);
         let status = answer.map_err(|error| error.without_url().to_string())?.status();
         if status.is_success() { Ok(()) } else { Err(format!("it answered {status}")) }
     }
