@@ -1,6 +1,6 @@
 //! What is counted, under the names of the systems whose work this one takes over, so that the dashboards and rules
-//! that people have go on: `agentexec_*` and `oao_*`. A task and an execution are a session here; the name of a task and
-//! the type of an agent are its workflow.
+//! that people have go on: `agentexec_*` and `oao_*`. A task and an execution are a session here; the name of a task
+//! and the type of an agent are its workflow.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

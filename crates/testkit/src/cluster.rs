@@ -439,8 +439,8 @@ impl Cluster {
         off.await.with_context(|| self.log_tails())
     }
 
-    /// Waits until every lead is where it belongs: that of shard *n* with voter *n* modulo their count, by id. From then
-    /// on no lead moves by itself.
+    /// Waits until every lead is where it belongs: that of shard *n* with voter *n* modulo their count, by id. From
+    /// then on no lead moves by itself.
     ///
     /// # Errors
     ///

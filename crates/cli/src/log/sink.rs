@@ -18,8 +18,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often the same lines are sent.
 const TRIES: u32 = 5;
 
-/// Sends what is written to it once it is flushed, or is much. Whoever writes waits: it is written to by a thread of its
-/// own, before which a bounded number of lines waits.
+/// Sends what is written to it once it is flushed, or is much. Whoever writes waits: it is written to by a thread of
+/// its own, before which a bounded number of lines waits.
 pub(super) struct Sink {
     runtime: tokio::runtime::Runtime,
     client: reqwest::Client,
