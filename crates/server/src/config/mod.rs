@@ -268,8 +268,8 @@ pub struct Log {
     /// How many of these files are kept, 1 to 3,650.
     pub days_kept: usize,
     /// A collector that takes lines by `POST` over HTTP or HTTPS, many at once: as `application/x-ndjson`, or plain
-    /// text. Besides standard error. 16,384 lines wait for it; lines that it does not take are sent five times in 15 seconds,
-    /// and are lost then.
+    /// text. Besides standard error. 16,384 lines wait for it; lines that it does not take are sent five times in 15
+    /// seconds, and are lost then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The variable with the collector's token, or with `_FILE` behind it the one that names a file with it. It is sent
