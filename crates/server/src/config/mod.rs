@@ -514,10 +514,15 @@ impl Config {
             Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
                 return invalid(format!("log.url: expected http:// or https://, found {url:?}"));
             }
+            Some(url) => {
+                if let Err(error) = reqwest::Url::parse(url) {
+                    return invalid(format!("log.url: {error}"));
+                }
+            }
             None if self.log.token_env.is_some() => {
                 return invalid("log.token_env is of no use without log.url".into());
             }
-            _ => {}
+            None => {}
         }
         self.providers.iter().try_for_each(|(name, provider)| provider.check(name))
     }
@@ -596,5 +601,13 @@ mod tests {
         let printed = config.print();
         assert!(!printed.contains("canary") && printed.contains("[redacted]@127.0.0.1/v1"), "{printed}");
         assert_eq!(Config::parse(&printed).unwrap().roles, config.roles);
+    }
+
+    #[test]
+    fn a_collector_that_can_not_be_is_refused() {
+        let refused = |text: &str| Config::parse(text).unwrap().check().unwrap_err().to_string();
+        assert!(refused("[log]\nurl = \"collector:443\"").contains("http://"));
+        assert!(refused("[log]\nurl = \"https://c:port\"").contains("invalid port"));
+        assert!(refused("[log]\ntoken_env = \"T\"").contains("log.url"));
     }
 }
