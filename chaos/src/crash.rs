@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +16,11 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use testkit::{NodeProcess, checks, free_address, wait_until};
 
-use crate::{Verdict, api::Api};
+use crate::{
+    Verdict,
+    api::Api,
+    scratch::{self, keep_if_failed},
+};
 
 const WORKFLOW: &str = "\
 name: crash
@@ -77,7 +80,7 @@ pub async fn counts(vendor: &simulated::Server) -> anyhow::Result<Counts> {
 ///
 /// The scenario itself failed: there is no verdict.
 pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
-    let temp = tempfile::Builder::new().prefix("orchestra-crash-").tempdir()?;
+    let temp = scratch::directory("crash")?;
     let vendor = simulated::serve(
         free_address()?,
         simulated::Options {
@@ -111,14 +114,6 @@ pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
     let verdict = judge(&api, &load, &vendor, options).await;
     let verdict = verdict.with_context(|| node.log_tail())?;
     Ok(keep_if_failed(verdict, temp))
-}
-
-pub(crate) fn keep_if_failed(mut verdict: Verdict, temp: tempfile::TempDir) -> Verdict {
-    if !verdict.passed() {
-        let kept: &Path = &temp.keep();
-        verdict.kept = Some(kept.to_owned());
-    }
-    verdict
 }
 
 #[derive(Default)]

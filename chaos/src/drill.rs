@@ -18,7 +18,11 @@ use serde_json::{Value, json};
 use testkit::{Cluster, binary, wait_until};
 use tokio::time::Instant;
 
-use crate::{Verdict, api::Api, crash::keep_if_failed};
+use crate::{
+    Verdict,
+    api::Api,
+    scratch::{self, keep_if_failed},
+};
 
 const CLIENTS: usize = 16;
 /// How long a restored session may take to its end.
@@ -89,7 +93,7 @@ fn orchestra(arguments: &[&str]) -> anyhow::Result<()> {
 ///
 /// The drill itself failed: there is no verdict.
 pub async fn run(options: &Options) -> anyhow::Result<Verdict> {
-    let temp = tempfile::Builder::new().prefix("orchestra-drill-").tempdir()?;
+    let temp = scratch::directory("drill")?;
     let store = temp.path().join("store").display().to_string();
     let mut random = StdRng::seed_from_u64(options.seed);
     let cluster = Cluster::start(&temp.path().join("lost"), options.nodes, "").await?;

@@ -11,6 +11,7 @@ mod net;
 pub use net::packets_a_second;
 pub mod report;
 pub mod scenario;
+mod scratch;
 mod site;
 pub use site::Mutant;
 pub mod suite;

@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use chaos::{
     cluster::{self, Fault},
     crash, drill,
@@ -13,6 +14,7 @@ use chaos::{
     vendor,
 };
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version)]
@@ -40,7 +42,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Nodes of the cluster.
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, value_parser = size, default_value = "3")]
         nodes: usize,
         /// How long faults are injected, at least: each kind comes once in any case.
         #[arg(long, default_value_t = 120)]
@@ -58,7 +60,7 @@ enum Command {
         #[arg(long, value_parser = seeds, default_value = "1..20")]
         seeds: (u64, u64),
         /// Nodes of the clusters, comma-separated.
-        #[arg(long, value_delimiter = ',', default_value = "3,5")]
+        #[arg(long, value_parser = size, value_delimiter = ',', default_value = "3,5")]
         nodes: Vec<usize>,
         /// How long faults are injected in each run, at least.
         #[arg(long, default_value_t = 120)]
@@ -84,6 +86,12 @@ enum Command {
         /// How long.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// A file of certificates (PEM) to trust besides those of the system.
+        #[arg(long)]
+        ca: Option<PathBuf>,
+        /// Where the report and its picture go.
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Builds that break a promise on purpose must be found out, and the one that does not must pass.
     Mutants {
@@ -106,7 +114,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Nodes of the cluster.
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, value_parser = size, default_value = "3")]
         nodes: usize,
         /// How many faults, one after another.
         #[arg(long, default_value_t = 12)]
@@ -155,13 +163,32 @@ fn seeds(text: &str) -> Result<(u64, u64), String> {
     parsed.filter(|(from, to)| from <= to).ok_or_else(|| format!("{text:?} is not first..last, as 1..20"))
 }
 
+/// A size of the clusters under test.
+fn size(text: &str) -> Result<usize, String> {
+    let parsed = text.parse().ok().filter(|nodes| cluster::NODES.contains(nodes));
+    parsed.ok_or_else(|| {
+        let (least, most) = (cluster::NODES.start(), cluster::NODES.end());
+        format!("{text:?} is no number of nodes from {least} to {most}")
+    })
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    // What is dropped here ends its nodes, and removes its mounts, namespaces and directories.
+    tokio::select! {
+        done = run(Cli::parse().command) => done,
+        _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
+        _ = terminated.recv() => Ok(ExitCode::from(143)),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let say = |text: &dyn std::fmt::Display| {
         // A closed pipe ends the output, not the run.
         let _ = writeln!(std::io::stdout(), "{text}");
     };
-    let verdict = match Cli::parse().command {
+    let verdict = match command {
         Command::Crash { seed, kills } => crash::run(&crash::Options { seed, kills }).await?,
         Command::Run { scenario, seed, nodes, seconds, out } => {
             let scenario = Scenario::load(&scenario)?;
@@ -202,8 +229,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             let options = cluster::Options { scenario, seed, nodes, faults, seconds: 0, mutant: None };
             cluster::run(&options).await?.verdict
         }
-        Command::Check { endpoints, token, seed, seconds } => {
-            cluster::check(&cluster::Check { endpoints, token, seed, seconds }).await?
+        Command::Check { endpoints, token, seed, seconds, ca, out } => {
+            let ca = ca.map(|path| std::fs::read(&path).with_context(|| path.display().to_string()));
+            let check = cluster::Check { endpoints, token, ca: ca.transpose()?, seed, seconds };
+            let run = cluster::check(&check).await?;
+            if let Some(out) = out {
+                run.report.write(&out)?;
+            }
+            run.verdict
         }
         Command::Drill { seed, sessions, backups, nodes, nodes_after } => {
             anyhow::ensure!(nodes > 0 && nodes_after > 0, "a cluster has at least one node");

@@ -124,7 +124,7 @@ impl Report {
         format!("{}-{}-nodes-seed-{}{mutant}", self.scenario, self.nodes, self.seed)
     }
 
-    /// Writes JSON and a picture into a directory.
+    /// Writes JSON, a picture and a page into a directory.
     ///
     /// # Errors
     ///
@@ -134,6 +134,7 @@ impl Report {
         let stem = directory.join(self.stem());
         fs::write(stem.with_extension("json"), serde_json::to_vec_pretty(self)?)?;
         fs::write(stem.with_extension("svg"), self.svg())?;
+        fs::write(stem.with_extension("md"), page(std::slice::from_ref(self)))?;
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use testkit::{NodeProcess, checks, free_address, wait_until};
 use crate::{
     Verdict,
     api::Api,
-    crash::{counts, keep_if_failed, node_config},
+    crash::{counts, node_config},
+    scratch::{self, keep_if_failed},
 };
 
 const ITEMS: usize = 100;
@@ -36,7 +37,7 @@ fn workflow() -> String {
 ///
 /// The scenario itself failed: there is no verdict.
 pub async fn run(seed: u64) -> anyhow::Result<Verdict> {
-    let temp = tempfile::Builder::new().prefix("orchestra-vendor-").tempdir()?;
+    let temp = scratch::directory("vendor")?;
     let faulty = |seed| simulated::Options {
         seed,
         latency_min_ms: 1,

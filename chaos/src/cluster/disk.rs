@@ -26,9 +26,12 @@ pub(super) async fn inject(
     let any = members[random.random_range(0..members.len())];
     match fault {
         Fault::DiskFull => {
+            let before = with(site, any, |disk| disk.hits())?;
             with(site, any, |disk| disk.fill(true))?;
             rest(random, 1_000..4_000).await;
             with(site, any, |disk| disk.fill(false))?;
+            let hits = with(site, any, |disk| disk.hits())? - before;
+            anyhow::ensure!(hits > 0, "nothing was written while the disk of node {any} was full");
             cluster.until_writable(any).await
         }
         Fault::PowerCut => {
@@ -56,9 +59,13 @@ pub(super) async fn inject(
         }
         _ => {
             let sync = Duration::from_millis(random.random_range(200..800));
+            let before = with(site, leader, |disk| disk.hits())?;
             with(site, leader, |disk| disk.slow(sync))?;
             rest(random, 2_000..5_000).await;
-            with(site, leader, |disk| disk.slow(Duration::ZERO))
+            with(site, leader, |disk| disk.slow(Duration::ZERO))?;
+            let hits = with(site, leader, |disk| disk.hits())? - before;
+            anyhow::ensure!(hits > 0, "nothing was synced while the disk of node {leader} was slow");
+            Ok(())
         }
     }
 }

@@ -10,7 +10,7 @@ use rand::{
     seq::{IndexedRandom as _, SliceRandom as _},
 };
 use serde::Deserialize;
-use testkit::Cluster;
+use testkit::{Cluster, wait_until};
 use tokio::time::Instant;
 
 use super::{Options, disk, load::Load, network, releases::Releases};
@@ -18,6 +18,8 @@ use crate::{crash::counts, site::Shared};
 
 /// Shards of the clusters under test.
 const SHARDS: u16 = 4;
+/// How long a shard that nothing was done to may be without a leader.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A fault, or a planned change, from which the cluster must recover by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize)]
@@ -162,10 +164,10 @@ async fn inject_one(
 ) -> anyhow::Result<()> {
     let shard = random.random_range(0..SHARDS);
     let members = cluster.members();
-    let leader = match cluster.leader(shard).await {
-        Some(leader) => leader,
-        None => members[random.random_range(0..members.len())],
-    };
+    let leader = wait_until(&format!("a leader of shard {shard}"), LEADER_TIMEOUT, async || {
+        cluster.leader(shard).await.filter(|leader| members.contains(leader))
+    })
+    .await?;
     let followers: Vec<usize> = members.iter().copied().filter(|number| *number != leader).collect();
     let follower = *followers.choose(random).unwrap_or(&leader);
     match fault {

@@ -81,12 +81,14 @@ pub(super) struct Target {
     /// Where workers connect; nowhere if sessions are to need nobody outside.
     pub(super) grpc: Vec<String>,
     pub(super) token: Option<String>,
+    /// Certificates to trust besides those of the system, as PEM.
+    pub(super) ca: Option<Vec<u8>>,
 }
 
 impl Target {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let grpc = cluster.members().into_iter().map(|number| cluster.grpc_url(number)).collect();
-        Self { urls: cluster.urls(), grpc, token: cluster.token().map(str::to_owned) }
+        Self { urls: cluster.urls(), grpc, token: cluster.token().map(str::to_owned), ca: None }
     }
 }
 
@@ -122,10 +124,11 @@ fn wall() -> Timestamp {
 impl Load {
     pub(super) async fn begin(target: Target, seed: u64) -> anyhow::Result<Self> {
         // A connection a call: one that breaks with its node says nothing about the next call.
-        let http = testkit::client(target.token.as_deref())?
-            .timeout(CALL_TIMEOUT)
-            .pool_max_idle_per_host(0)
-            .build()?;
+        let mut http = testkit::client(target.token.as_deref())?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&target.ca.unwrap_or_default())? {
+            http = http.add_root_certificate(certificate);
+        }
+        let http = http.timeout(CALL_TIMEOUT).pool_max_idle_per_host(0).build()?;
         let mut load = Self {
             history: History::default(),
             registers: Vec::new(),

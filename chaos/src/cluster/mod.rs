@@ -27,13 +27,17 @@ pub use faults::Fault;
 
 use crate::{
     Verdict,
-    crash::{keep_if_failed, node_config},
-    report::Report,
+    crash::node_config,
+    report::{self, Report},
     scenario::Scenario,
+    scratch::{self, keep_if_failed},
     site::{Mutant, Needs, Shared, Site},
 };
 use load::{Load, Target};
 use watch::Watched;
+
+/// Sizes of clusters under test.
+pub const NODES: std::ops::RangeInclusive<usize> = 3..=9;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -83,7 +87,14 @@ pub struct Run {
 ///
 /// The run could not begin: there is no verdict.
 pub async fn run(options: &Options) -> anyhow::Result<Run> {
-    let temp = tempfile::Builder::new().prefix("orchestra-cluster-").tempdir()?;
+    anyhow::ensure!(
+        NODES.contains(&options.nodes),
+        "{} nodes: a run has {} to {}; with fewer, no fault may be survived",
+        options.nodes,
+        NODES.start(),
+        NODES.end()
+    );
+    let temp = scratch::directory("cluster")?;
     let behaviour = simulated::Options {
         seed: options.seed,
         latency_min_ms: 2,
@@ -185,6 +196,8 @@ pub struct Check {
     pub endpoints: Vec<String>,
     /// A token of a tenant; one that may also compare replicas has `admin = true`.
     pub token: Option<String>,
+    /// Certificates to trust besides those of the system, as PEM.
+    pub ca: Option<Vec<u8>>,
     /// Chooses what clients do.
     pub seed: u64,
     /// How long.
@@ -197,10 +210,11 @@ pub struct Check {
 /// # Errors
 ///
 /// The cluster does not answer at the beginning or the end: there is no verdict.
-pub async fn check(check: &Check) -> anyhow::Result<Verdict> {
+pub async fn check(check: &Check) -> anyhow::Result<Run> {
     anyhow::ensure!(!check.endpoints.is_empty(), "name at least one endpoint");
     let urls: Vec<String> = check.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
-    let target = Target { urls: urls.clone(), grpc: Vec::new(), token: check.token.clone() };
+    let target =
+        Target { urls: urls.clone(), grpc: Vec::new(), token: check.token.clone(), ca: check.ca.clone() };
     let load = Arc::new(Load::begin(target, check.seed).await?);
     let clients = Arc::clone(&load).run(&Scenario::of("check", Vec::new()));
     let watched = Arc::new(Watched::default());
@@ -213,7 +227,24 @@ pub async fn check(check: &Check) -> anyhow::Result<Verdict> {
     }
     watching.abort();
     let mut verdict = judge::judge_clients(&urls, &load).await?;
-    verdict.lines.push(format!("leaders moved {}", watched.moves.load(Ordering::Relaxed)));
+    let leaders_moved = watched.moves.load(Ordering::Relaxed);
+    verdict.lines.push(format!("leaders moved {leaders_moved}"));
     load.clean_up().await?;
-    Ok(verdict)
+    let operations = load.history.operations();
+    let Check { endpoints, seed, seconds, .. } = check;
+    let report = Report {
+        scenario: "check".to_owned(),
+        seed: *seed,
+        nodes: endpoints.len(),
+        seconds_asked: *seconds,
+        again: format!("chaos check --endpoints {} --seed {seed} --seconds {seconds}", endpoints.join(",")),
+        passed: verdict.passed(),
+        violations: verdict.violations.clone(),
+        seconds: load.history.now().as_secs_f64(),
+        operations: operations.len() as u64,
+        leaders_moved,
+        series: report::series(&operations),
+        ..Report::default()
+    };
+    Ok(Run { verdict, report })
 }

@@ -40,8 +40,9 @@ struct Shared {
     model: Mutex<Model>,
     /// How long a sync takes, in milliseconds.
     sync_ms: AtomicU64,
-    syncs: AtomicU64,
     full: AtomicBool,
+    /// Syncs that were slow, and writes that found no room.
+    hits: AtomicU64,
 }
 
 impl Shared {
@@ -56,8 +57,8 @@ impl Disk {
         let shared = Arc::new(Shared {
             model: Mutex::new(Model::new()),
             sync_ms: AtomicU64::new(0),
-            syncs: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            hits: AtomicU64::new(0),
         });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("orchestra-chaos".into()), MountOption::NoAtime];
@@ -78,6 +79,11 @@ impl Disk {
     /// From now on there is no room, or room again.
     pub(crate) fn fill(&self, full: bool) {
         self.shared.full.store(full, Ordering::Relaxed);
+    }
+
+    /// How many requests a slow or a full disk has hit so far.
+    pub(crate) fn hits(&self) -> u64 {
+        self.shared.hits.load(Ordering::Relaxed)
     }
 }
 
@@ -130,10 +136,10 @@ impl Mounted {
 
     /// Syncs that take long must not hold up other requests.
     fn later(&self, reply: ReplyEmpty) {
-        self.0.syncs.fetch_add(1, Ordering::Relaxed);
         match self.0.sync_ms.load(Ordering::Relaxed) {
             0 => reply.ok(),
             ms => {
+                self.0.hits.fetch_add(1, Ordering::Relaxed);
                 std::thread::spawn(move || {
                     #[expect(clippy::disallowed_methods, reason = "being slow is what this is for")]
                     std::thread::sleep(Duration::from_millis(ms));
@@ -295,6 +301,7 @@ impl Filesystem for Mounted {
         match self.0.model().file(ino.0) {
             // What is there may be written over.
             Ok(file) if self.is_full() && place(offset) + data.len() > file.len() => {
+                self.0.hits.fetch_add(1, Ordering::Relaxed);
                 reply.error(Errno::ENOSPC)
             }
             Ok(file) => {
@@ -398,8 +405,13 @@ mod tests {
         assert!(left[10_000..].iter().filter(|byte| **byte == 2).count() < 200_000);
         disk.fill(true);
         assert!(fs::write(temp.path().join("more"), "more").is_err());
+        assert_eq!(disk.hits(), 1);
         fs::remove_file(temp.path().join("more")).unwrap();
         disk.fill(false);
+        disk.slow(Duration::from_millis(20));
+        fs::File::open(&path).unwrap().sync_all().unwrap();
+        assert_eq!(disk.hits(), 2);
+        disk.slow(Duration::ZERO);
         fs::rename(&path, temp.path().join("other")).unwrap();
         fs::remove_dir(temp.path().join("directory")).unwrap();
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);

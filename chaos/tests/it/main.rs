@@ -44,6 +44,11 @@ async fn planned_changes_fail_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_fails_no_call() {
+    cluster_survives(11, 3, Scenario::of("upgrade alone", vec![Fault::OtherRelease; 3])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn five_nodes_survive_kills_and_partitions() {
     let faults =
         vec![Fault::KillLeader, Fault::IsolateLeader, Fault::Bridge, Fault::PauseLeader, Fault::Drain];
@@ -70,7 +75,7 @@ async fn a_cluster_that_is_there_is_checked() {
     let _alone = ALONE.lock().await;
     let temp = tempfile::tempdir().unwrap();
     let mut cluster = testkit::Cluster::start(temp.path(), 3, "").await.unwrap();
-    let check = cluster::Check { endpoints: cluster.urls(), token: None, seed: 1, seconds: 6 };
+    let check = cluster::Check { endpoints: cluster.urls(), token: None, ca: None, seed: 1, seconds: 6 };
     // The operator's fault.
     let fault = async {
         let leader = testkit::wait_until("a leader", std::time::Duration::from_secs(10), async || {
@@ -81,6 +86,9 @@ async fn a_cluster_that_is_there_is_checked() {
         cluster.restart(leader).await.unwrap();
     };
     let (verdict, ()) = tokio::join!(cluster::check(&check), fault);
-    let verdict = verdict.unwrap();
+    let cluster::Run { verdict, report } = verdict.unwrap();
     assert!(verdict.passed(), "{verdict}");
+    report.write(temp.path()).unwrap();
+    let page = std::fs::read_to_string(temp.path().join("check-3-nodes-seed-1.md")).unwrap();
+    assert!(page.contains("| [check](check-3-nodes-seed-1.svg) | 3 | 1 |"), "{page}");
 }
