@@ -2,7 +2,8 @@
 //!
 //! A store holds `backups/<id>/manifest.json`, the files of each backup that are its own beside it, and
 //! `files/<database>/<name>`, the table files that backups of one database share: those never change, so a backup
-//! writes only what is new since the last. The manifest is written last. What has no manifest is no backup.
+//! writes only what is new since the last. The manifest is written last. What has no manifest is no backup. While one is
+//! written, `backups/<id>/begun` is there: whoever deletes old ones leaves files alone.
 //!
 //! - **Invariant:** a file that a manifest names is in the store, whole, before the manifest is.
 //! - **Absent:** how files come out of a node ([`Source`]), Raft.
@@ -104,72 +105,118 @@ pub struct Written {
     pub new_bytes: u64,
 }
 
+/// How often files that somebody takes away meanwhile are written again.
+const ROUNDS: usize = 5;
+
 /// Writes a backup: the files that the store has not, at this pace, then the manifest, whose files get their places and
-/// checksums here.
+/// checksums here. Others may write and delete backups in the same store meanwhile.
 ///
 /// # Errors
 ///
-/// The source or the store refuses. What was written is not a backup, and is used by the next one.
+/// The source or the store refuses. What was written is not a backup, and is deleted with the next old one.
 pub async fn create(
+    store: &Store,
+    source: &impl Source,
+    manifest: Manifest,
+    pace: &Pace,
+) -> Result<(Manifest, Written), Error> {
+    let id = manifest.id.clone();
+    store.begin(&id).await?;
+    let made = write(store, source, manifest, pace).await;
+    // What was not finished keeps nobody from deleting files either.
+    let ended = store.end(&id).await;
+    let made = made?;
+    ended?;
+    Ok(made)
+}
+
+async fn write(
     store: &Store,
     source: &impl Source,
     mut manifest: Manifest,
     pace: &Pace,
 ) -> Result<(Manifest, Written), Error> {
-    let known = store.known_files().await?;
     let mut written = Written::default();
-    for file in &mut manifest.files {
-        file.path = if file.shared {
-            format!("files/{}/{}", manifest.database, file.name)
-        } else {
-            format!("backups/{}/{}", manifest.id, file.name)
-        };
-        if let Some(sha256) = known.get(&(file.path.clone(), file.bytes)) {
-            file.sha256.clone_from(sha256);
-            written.shared_files += 1;
-            continue;
+    let mut known = store.known_files().await?;
+    for _ in 0..ROUNDS {
+        for file in &mut manifest.files {
+            file.path = if file.shared {
+                format!("files/{}/{}", manifest.database, file.name)
+            } else {
+                format!("backups/{}/{}", manifest.id, file.name)
+            };
+            if let Some(sha256) = known.get(&(file.path.clone(), file.bytes)) {
+                file.sha256.clone_from(sha256);
+                continue;
+            }
+            let failed = |reason: String| Error::Source { name: file.name.clone(), reason };
+            let bytes = source.open(&file.name).await.map_err(failed)?;
+            let (length, sha256) =
+                store.write(&file.path, bytes.map(|part| part.map_err(failed)), pace).await?;
+            if length != file.bytes {
+                return Err(failed(format!("{length} bytes came, not {}", file.bytes)));
+            }
+            file.sha256 = sha256;
+            written.new_files += 1;
+            written.new_bytes += length;
         }
-        let failed = |reason: String| Error::Source { name: file.name.clone(), reason };
-        let bytes = source.open(&file.name).await.map_err(failed)?;
-        let (length, sha256) = store.write(&file.path, bytes.map(|part| part.map_err(failed)), pace).await?;
-        if length != file.bytes {
-            return Err(failed(format!("{length} bytes came, not {}", file.bytes)));
+        store.write_manifest(&manifest).await?;
+        // Whoever deletes a backup keeps the files that manifests name. One that began before this manifest was there
+        // may have taken files away that were known.
+        let there = store.files().await?;
+        known = manifest
+            .files
+            .iter()
+            .map(|file| ((file.path.clone(), file.bytes), file.sha256.clone()))
+            .filter(|(at, _)| there.contains(at))
+            .collect();
+        if known.len() == manifest.files.len() {
+            written.shared_files = manifest.files.len().saturating_sub(written.new_files);
+            return Ok((manifest, written));
         }
-        file.sha256 = sha256;
-        written.new_files += 1;
-        written.new_bytes += length;
     }
-    store.write_manifest(&manifest).await?;
-    Ok((manifest, written))
+    store.delete_manifest(&manifest.id).await?;
+    let gone = manifest.files.iter().find(|file| !known.contains_key(&(file.path.clone(), file.bytes)));
+    let path = gone.map(|file| file.path.clone()).unwrap_or_default();
+    Err(Error::Damaged { path, reason: "somebody takes it away again and again".into() })
 }
 
-/// Deletes all but the newest backups, and the files that no backup needs any more; the backups that were deleted.
+/// Deletes all but the newest backups, and the files that no backup needs any more; the backups that were deleted. While
+/// somebody writes a backup, files are left for the next time: it may count on them.
 ///
 /// # Errors
 ///
 /// The store refuses.
 pub async fn keep_newest(store: &Store, keep: usize) -> Result<Vec<String>, Error> {
     let manifests = store.manifests().await?;
-    let (old, kept) = manifests.split_at(manifests.len().saturating_sub(keep.max(1)));
-    // The manifest first: what is half deleted is no backup.
+    let (old, _) = manifests.split_at(manifests.len().saturating_sub(keep.max(1)));
+    if old.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The manifest first: what is half deleted is no backup, and what is begun from now on counts on none of its files.
     for manifest in old {
         store.delete_manifest(&manifest.id).await?;
     }
+    let deleted = old.iter().map(|manifest| manifest.id.clone()).collect();
+    if store.is_written_to().await? {
+        return Ok(deleted);
+    }
+    let kept = store.manifests().await?;
     let needed: BTreeSet<&str> =
         kept.iter().flat_map(|manifest| &manifest.files).map(|file| file.path.as_str()).collect();
-    for manifest in old {
-        for file in manifest.files.iter().filter(|file| !needed.contains(file.path.as_str())) {
-            store.delete(&file.path).await?;
+    for (path, _) in store.files().await? {
+        if !needed.contains(path.as_str()) {
+            store.delete(&path).await?;
         }
     }
-    Ok(old.iter().map(|manifest| manifest.id.clone()).collect())
+    Ok(deleted)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
-    use std::time::Duration;
+    use std::{fs::File, time::Duration};
 
     use futures_util::stream;
     use tokio::time::Instant;
@@ -187,18 +234,30 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_backup_is_copied_at_its_pace() {
-        let temp = tempfile::tempdir().unwrap();
-        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
-        let file = |name: &str| File {
-            name: name.to_owned(),
+    /// Somebody else deletes old backups in the middle of a new one.
+    struct WhileDeleted<'a>(&'a Store);
+
+    impl Source for WhileDeleted<'_> {
+        async fn open(
+            &self,
+            name: &str,
+        ) -> Result<impl Stream<Item = Result<Bytes, String>> + Send + Unpin, String> {
+            if name == "own" {
+                keep_newest(self.0, 1).await.map_err(|error| error.to_string())?;
+            }
+            Parts.open(name).await
+        }
+    }
+
+    fn manifest(id: &str, files: &[(&str, bool)]) -> Manifest {
+        let file = |(name, shared): &(&str, bool)| manifest::File {
+            name: (*name).to_owned(),
             bytes: 2_000,
-            shared: true,
+            shared: *shared,
             path: String::new(),
             sha256: String::new(),
         };
-        let manifest = |id: &str| Manifest {
+        Manifest {
             format: FORMAT,
             id: id.to_owned(),
             created_at: String::new(),
@@ -207,16 +266,83 @@ mod tests {
             region: 0,
             database: "d".to_owned(),
             shards: Vec::new(),
-            files: vec![file("a.sst"), file("b.sst")],
+            files: files.iter().map(file).collect(),
             config: serde_json::Value::Null,
-        };
+        }
+    }
+
+    async fn paths(store: &Store) -> Vec<String> {
+        let mut paths: Vec<String> = store.files().await.unwrap().into_iter().map(|(path, _)| path).collect();
+        paths.sort();
+        paths
+    }
+
+    #[tokio::test]
+    async fn old_backups_are_deleted_beside_one_that_is_being_made() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let pace = Pace::new(1 << 30);
+        create(&store, &Parts, manifest("1", &[("a.sst", true), ("b.sst", true)]), &pace).await.unwrap();
+        create(&store, &Parts, manifest("2", &[("b.sst", true)]), &pace).await.unwrap();
+        // The third counts on a file that only the first has, which is deleted meanwhile.
+        let third = manifest("3", &[("a.sst", true), ("own", false)]);
+        let (_, written) = create(&store, &WhileDeleted(&store), third, &pace).await.unwrap();
+        assert_eq!((written.shared_files, written.new_files), (1, 1));
+        let ids: Vec<String> = store.manifests().await.unwrap().into_iter().map(|of| of.id).collect();
+        assert_eq!(ids, ["2", "3"]);
+        // Once nobody writes, what nobody needs goes.
+        assert_eq!(keep_newest(&store, 1).await.unwrap(), ["2"]);
+        assert_eq!(paths(&store).await, ["backups/3/own", "files/d/a.sst"]);
+        // What was begun and never ended is no backup, and goes with the next old one once a day has passed.
+        store.begin("4").await.unwrap();
+        let fourth = manifest("5", &[("c.sst", true)]);
+        create(&store, &Parts, fourth, &pace).await.unwrap();
+        assert_eq!(keep_newest(&store, 1).await.unwrap(), ["3"]);
+        assert_eq!(paths(&store).await, ["backups/3/own", "files/d/a.sst", "files/d/c.sst"]);
+        let mark = File::options().write(true).open(temp.path().join("backups/4/begun")).unwrap();
+        let begun = mark.metadata().unwrap().modified().unwrap();
+        mark.set_modified(begun - Duration::from_hours(25)).unwrap();
+        create(&store, &Parts, manifest("6", &[("d.sst", true)]), &pace).await.unwrap();
+        assert_eq!(keep_newest(&store, 1).await.unwrap(), ["5"]);
+        assert_eq!(paths(&store).await, ["files/d/d.sst"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_taken_away_meanwhile_is_written_again() {
+        struct TakesAway<'a>(&'a Store);
+        impl Source for TakesAway<'_> {
+            async fn open(
+                &self,
+                name: &str,
+            ) -> Result<impl Stream<Item = Result<Bytes, String>> + Send + Unpin, String> {
+                if name == "own" {
+                    self.0.delete("files/d/a.sst").await.map_err(|error| error.to_string())?;
+                }
+                Parts.open(name).await
+            }
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let pace = Pace::new(1 << 30);
+        create(&store, &Parts, manifest("1", &[("a.sst", true)]), &pace).await.unwrap();
+        let second = manifest("2", &[("a.sst", true), ("own", false)]);
+        let (_, written) = create(&store, &TakesAway(&store), second, &pace).await.unwrap();
+        assert_eq!((written.shared_files, written.new_files), (0, 2));
+        assert_eq!(paths(&store).await, ["backups/2/own", "files/d/a.sst"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backup_is_copied_at_its_pace() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let both = [("a.sst", true), ("b.sst", true)];
         let began = Instant::now();
-        let (_, written) = create(&store, &Parts, manifest("1"), &Pace::new(1_000)).await.unwrap();
+        let (_, written) = create(&store, &Parts, manifest("1", &both), &Pace::new(1_000)).await.unwrap();
         assert_eq!((written.new_files, written.new_bytes), (2, 4_000));
         // The first part does not wait.
         assert!(began.elapsed() >= Duration::from_millis(3_500), "{:?}", began.elapsed());
         let began = Instant::now();
-        let (_, written) = create(&store, &Parts, manifest("2"), &Pace::new(1_000)).await.unwrap();
+        let (_, written) = create(&store, &Parts, manifest("2", &both), &Pace::new(1_000)).await.unwrap();
         assert_eq!((written.shared_files, written.new_bytes), (2, 0));
         assert!(began.elapsed() < Duration::from_millis(500), "what is there is not copied again");
     }

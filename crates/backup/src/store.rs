@@ -23,6 +23,12 @@ use crate::{
 };
 
 const MANIFEST: &str = "manifest.json";
+/// There while a backup is written.
+const BEGUN: &str = "begun";
+/// There while old ones are deleted: its time is that of the store.
+const NOW: &str = "backups/now";
+/// Whoever has begun a backup longer ago is gone.
+const GONE_AFTER_SECONDS: i64 = 24 * 60 * 60;
 /// Parts of a file that are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
 
@@ -137,14 +143,53 @@ impl Store {
     pub(crate) async fn known_files(&self) -> Result<HashMap<(String, u64), String>, Error> {
         let manifests = self.manifests().await?;
         let files = manifests.into_iter().flat_map(|manifest| manifest.files).filter(|file| file.shared);
-        let there: HashSet<(String, u64)> = self
-            .inner
-            .list(Some(&Key::from("files")))
-            .map_ok(|of| (of.location.to_string(), of.size))
-            .try_collect()
-            .await?;
+        let there = self.files().await?;
         let known = files.map(|file| ((file.path, file.bytes), file.sha256));
         Ok(known.filter(|(at, _)| there.contains(at)).collect())
+    }
+
+    /// The files of backups that are there, whole, with their lengths: manifests and marks are none.
+    pub(crate) async fn files(&self) -> Result<HashSet<(String, u64)>, Error> {
+        let mut files = HashSet::new();
+        for below in ["files", "backups"] {
+            let mut listed = self.inner.list(Some(&Key::from(below)));
+            while let Some(of) = listed.try_next().await? {
+                let path = of.location.to_string();
+                if path != NOW && ![MANIFEST, BEGUN].contains(&of.location.filename().unwrap_or_default()) {
+                    files.insert((path, of.size));
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// From now on until [`Store::end`], nobody deletes files.
+    pub(crate) async fn begin(&self, id: &str) -> Result<(), Error> {
+        self.inner.put(&Key::from(begun_path(id)), Vec::new().into()).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn end(&self, id: &str) -> Result<(), Error> {
+        self.delete(&begun_path(id)).await
+    }
+
+    /// Whether somebody writes a backup.
+    pub(crate) async fn is_written_to(&self) -> Result<bool, Error> {
+        let now = Key::from(NOW);
+        self.inner.put(&now, Vec::new().into()).await?;
+        let at = self.inner.head(&now).await?.last_modified;
+        self.delete(NOW).await?;
+        let mut listed = self.inner.list(Some(&Key::from("backups")));
+        while let Some(of) = listed.try_next().await? {
+            if of.location.filename() != Some(BEGUN) {
+                continue;
+            }
+            if (at - of.last_modified).num_seconds() < GONE_AFTER_SECONDS {
+                return Ok(true);
+            }
+            self.delete(of.location.as_ref()).await?;
+        }
+        Ok(false)
     }
 
     pub(crate) async fn write_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
@@ -215,6 +260,10 @@ impl Store {
 
 fn manifest_path(id: &str) -> String {
     format!("backups/{id}/{MANIFEST}")
+}
+
+fn begun_path(id: &str) -> String {
+    format!("backups/{id}/{BEGUN}")
 }
 
 fn hex(bytes: &[u8]) -> String {
