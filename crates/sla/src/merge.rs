@@ -1,10 +1,12 @@
 //! What several nodes have counted, as one.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    ops::RangeBounds,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+    ops::{Bound, RangeBounds},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use proto::sla as message;
 
 use crate::{Cell, Scope, Series, indicator::Kind};
@@ -12,8 +14,21 @@ use crate::{Cell, Scope, Series, indicator::Kind};
 /// What was counted in all, by series and slot.
 #[derive(Debug, Default)]
 pub struct Merged {
-    cells: BTreeMap<Series, BTreeMap<u64, Cell>>,
+    series: BTreeMap<Series, Slots>,
 }
+
+/// What was counted of a series. Durations stay packed until somebody asks for their slots: unpacked, those of a month
+/// take hundreds of megabytes.
+#[derive(Debug, Default)]
+struct Slots {
+    /// What has to be added up, by slot.
+    packed: BTreeMap<u64, Vec<message::Series>>,
+    /// What was asked for.
+    sums: Mutex<HashMap<Range, Arc<Cell>>>,
+}
+
+/// From a slot to a slot.
+type Range = (Bound<u64>, Bound<u64>);
 
 /// Merges the slots of one length that nodes have answered. Of what every replica counts, the one is taken that has
 /// counted most in a slot: a replica that was away, or was started again, has counted less. What one node only sees is
@@ -21,50 +36,69 @@ pub struct Merged {
 #[must_use]
 pub fn merge(of_nodes: Vec<Vec<message::Slot>>) -> Merged {
     let mut merged = Merged::default();
+    let counted = |of: &message::Series| of.good + of.bad;
     for slot in of_nodes.into_iter().flatten() {
         for of in slot.series {
             let Some(series) = Series::decode(&of) else { continue };
-            let (kind, scope) = (series.indicator.kind(), series.indicator.scope());
-            let entry = merged.cells.entry(series).or_default().entry(slot.number);
-            if let Entry::Occupied(before) = &entry
-                && scope == Scope::Replicas
-                && of.good + of.bad <= before.get().count()
-            {
-                continue;
-            }
-            let Some(cell) = Cell::decode(kind, &of) else { continue };
-            match entry {
-                Entry::Vacant(entry) => drop(entry.insert(cell)),
-                Entry::Occupied(mut entry) if scope == Scope::Node => entry.get_mut().add(&cell),
-                Entry::Occupied(mut entry) => drop(entry.insert(cell)),
+            let scope = series.indicator.scope();
+            match merged.series.entry(series).or_default().packed.entry(slot.number) {
+                Entry::Vacant(entry) => drop(entry.insert(vec![of])),
+                Entry::Occupied(mut entry) => match scope {
+                    Scope::Node => entry.get_mut().push(of),
+                    Scope::Replicas => {
+                        if entry.get().iter().all(|before| counted(before) < counted(&of)) {
+                            entry.insert(vec![of]);
+                        }
+                    }
+                },
             }
         }
     }
     merged
 }
 
+impl Slots {
+    fn sum(&self, kind: Kind, slots: Range) -> Option<Arc<Cell>> {
+        let mut packed = self.packed.range(slots).flat_map(|(_, all)| all).peekable();
+        packed.peek()?;
+        let sum = || {
+            let mut sum: Option<Cell> = None;
+            // Durations that this version does not know are not counted.
+            for cell in packed.filter_map(|of| Cell::decode(kind, of)) {
+                match &mut sum {
+                    Some(sum) => sum.add(&cell),
+                    None => sum = Some(cell),
+                }
+            }
+            Arc::new(sum.unwrap_or_else(|| Cell::new(kind)))
+        };
+        Some(Arc::clone(self.sums.lock().entry(slots).or_insert_with(sum)))
+    }
+}
+
 impl Merged {
     /// What was counted of the series that a question is about, in the slots that it is about.
-    pub fn select(&self, series: impl Fn(&Series) -> bool, slots: impl RangeBounds<u64> + Clone) -> Cell {
-        let of_series = self.cells.iter().filter(|(of, _)| series(of)).map(|(_, cells)| cells);
+    pub fn select(&self, series: impl Fn(&Series) -> bool, slots: impl RangeBounds<u64>) -> Cell {
+        let slots = (slots.start_bound().cloned(), slots.end_bound().cloned());
+        let of_series = self.series.iter().filter(|(of, _)| series(of));
         let mut found: Option<Cell> = None;
-        for (_, cell) in of_series.flat_map(|cells| cells.range(slots.clone())) {
+        for cell in of_series.filter_map(|(of, all)| all.sum(of.indicator.kind(), slots)) {
             match &mut found {
-                Some(found) => found.add(cell),
-                None => found = Some(cell.clone()),
+                Some(found) => found.add(&cell),
+                None => found = Some((*cell).clone()),
             }
         }
         found.unwrap_or_else(|| Cell::new(Kind::Ratio))
     }
 
     /// What was counted in all, in the slots that a question is about.
-    pub fn all(&self, slots: impl RangeBounds<u64> + Clone) -> Cell {
+    pub fn all(&self, slots: impl RangeBounds<u64>) -> Cell {
         self.select(|_| true, slots)
     }
 
     /// All series.
     pub fn series(&self) -> impl Iterator<Item = &Series> {
-        self.cells.keys()
+        self.series.keys()
     }
 }
 
