@@ -80,8 +80,9 @@ vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
 bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
-	cargo build --locked --release -p cli -p loadtest
+	cargo build --locked --release -p cli -p loadtest -p chaos
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
+	[ -n "$(ONLY)" ] || taskset -c 0 $(TARGET)/release/chaos switch
 
 bench-peers: setup ## The same work on Orchestra, Restate and etcd, in one run: rewrites the comparison in docs/benchmarks.md.
 	cargo build --locked --release -p cli -p loadtest

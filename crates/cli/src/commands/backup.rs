@@ -51,6 +51,11 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         output: Format,
     },
+    /// Prints the configuration of the node that a backup is of, without secrets.
+    Config {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Makes the data directory of a node that founds a new cluster with what a backup holds.
     ///
     /// Start it with `orchestra node --data-dir DIR`; further nodes join it, as many as the new cluster is to have.
@@ -83,6 +88,11 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::List { from, output } => list(&from, output).await,
         Command::Verify { which, output } => verify(&which, output).await,
+        Command::Config { which } => {
+            let manifest = Store::open(&which.from)?.choose(which.id.as_deref()).await?;
+            line(server::Config::of_backup(&manifest.config).context("print the configuration")?);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Restore { which, data_dir, name } => {
             let store = Store::open(&which.from)?;
             let manifest = store.choose(which.id.as_deref()).await?;

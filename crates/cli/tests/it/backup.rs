@@ -104,6 +104,14 @@ async fn a_cluster_that_is_lost_comes_back_from_its_backup_in_another_size() {
     assert_eq!(ids, backups);
     let (code, said) = orchestra(&["backup", "verify", "--from", store.to_str().unwrap()]);
     assert_eq!(code, 0, "{said}");
+    // What is needed to start such nodes again is in it as well, and is a configuration as it is.
+    let (code, said) = orchestra(&["backup", "config", "--from", store.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("shards = 4"), "{said}");
+    let config = temp.path().join("kept.toml");
+    std::fs::write(&config, said).unwrap();
+    let (code, said) = orchestra(&["config", "check", config.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
     let url = cluster.url(0);
     drop(cluster);
     assert!(reqwest::get(format!("{url}/health")).await.is_err(), "all nodes are gone");

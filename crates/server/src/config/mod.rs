@@ -533,6 +533,15 @@ impl Config {
         toml::to_string_pretty(&self.shown()).unwrap_or_default()
     }
 
+    /// The configuration of a node as a backup keeps it, as a file of configuration.
+    ///
+    /// # Errors
+    ///
+    /// It has a value that such a file can not have.
+    pub fn of_backup(kept: &serde_json::Value) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(&without_nulls(kept))
+    }
+
     /// What may be seen by others: without what URLs hide.
     pub(crate) fn shown(&self) -> Self {
         let mut shown = self.clone();
@@ -545,6 +554,19 @@ impl Config {
             *url = without_secrets(url);
         }
         shown
+    }
+}
+
+/// What is not set is not written.
+fn without_nulls(value: &serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Object(fields) => {
+            let set = fields.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(set.map(|(name, value)| (name.clone(), without_nulls(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(without_nulls).collect()),
+        value => value.clone(),
     }
 }
 
