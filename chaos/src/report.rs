@@ -7,7 +7,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use testkit::history::{Fate, Operation};
+use testkit::{
+    history::{Fate, Operation},
+    plot::{Chart, Line, Picture, Span},
+};
 
 /// A fault, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,71 +144,25 @@ impl Report {
     /// Faults against throughput and latency, as SVG.
     #[must_use]
     pub fn svg(&self) -> String {
-        const WIDTH: f64 = 1_000.0;
-        const HEIGHT: f64 = 120.0;
-        const LEFT: f64 = 60.0;
-        const TOP: f64 = 60.0;
-        let length = self.seconds.max(1.0);
-        let x = |second: f64| LEFT + second / length * WIDTH;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1100 400\" font-family=\"sans-serif\" \
-             font-size=\"11\">\n<rect width=\"1100\" height=\"400\" fill=\"white\"/>\n\
-             <text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{} nodes, scenario {}, seed {}: {}</text>\n",
-            self.nodes,
-            self.scenario,
-            self.seed,
-            if self.passed { "passed" } else { "FAILED" }
-        );
-        for (number, fault) in self.faults.iter().enumerate() {
-            let (from, to) = (x(fault.from_s), x(fault.to_s));
-            let width = (to - from).max(2.0);
-            let _ = writeln!(
-                svg,
-                "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"280\" fill=\"#e66\" opacity=\"0.25\">\
-                 <title>{}: {:.1} s to {:.1} s</title></rect><text x=\"{from:.1}\" y=\"{}\" font-size=\"8\">{}</text>",
-                fault.fault,
-                fault.from_s,
-                fault.to_s,
-                34 + 9 * (number % 3),
-                fault.fault
-            );
-        }
-        type Pick = fn(&Second) -> f64;
+        let line = |color: &'static str, pick: fn(&Second) -> f64| Line {
+            color,
+            points: (0u32..).zip(&self.series).map(|(at, of)| (f64::from(at) + 0.5, pick(of))).collect(),
+        };
         #[expect(clippy::cast_precision_loss, reason = "counts of one second")]
-        let ok: Pick = |second| second.ok as f64;
-        type Line = (&'static str, Pick);
-        let charts: [(&str, f64, [Line; 2]); 2] = [
-            ("operations a second", TOP, [("#284", ok), ("#c82", |second| second.other as f64)]),
-            (
-                "ms: median, longest",
-                TOP + 160.0,
-                [("#284", |second| second.p50_ms), ("#c82", |second| second.max_ms)],
-            ),
-        ];
-        for (title, top, lines) in charts {
-            let all = self.series.iter().flat_map(|second| lines.iter().map(move |(_, pick)| pick(second)));
-            let most = all.fold(1.0, f64::max);
-            let y = |value: f64| top + HEIGHT - value / most * HEIGHT;
-            let _ = writeln!(
-                svg,
-                "<text x=\"4\" y=\"{:.1}\">{title}</text><text x=\"4\" y=\"{:.1}\">{most:.0}</text>\
-                 <line x1=\"{LEFT}\" y1=\"{1:.1}\" x2=\"{2:.1}\" y2=\"{1:.1}\" stroke=\"#999\"/>",
-                top - 4.0,
-                y(0.0),
-                LEFT + WIDTH,
-            );
-            for (color, pick) in lines {
-                let mut points = String::new();
-                for (second, of) in self.series.iter().enumerate() {
-                    #[expect(clippy::cast_precision_loss, reason = "seconds of a run")]
-                    let at = x(second as f64 + 0.5);
-                    let _ = write!(points, "{at:.1},{:.1} ", y(pick(of)));
-                }
-                let _ = writeln!(svg, "<polyline points=\"{points}\" fill=\"none\" stroke=\"{color}\"/>");
-            }
-        }
-        svg.push_str("</svg>\n");
-        svg
+        let rates = vec![line("#284", |of| of.ok as f64), line("#c82", |of| of.other as f64)];
+        let times = vec![line("#284", |of| of.p50_ms), line("#c82", |of| of.max_ms)];
+        let verdict = if self.passed { "passed" } else { "FAILED" };
+        let span = |of: &Injected| Span { label: of.fault.clone(), from: of.from_s, to: of.to_s };
+        let picture = Picture {
+            title: format!("{} nodes, scenario {}, seed {}: {verdict}", self.nodes, self.scenario, self.seed),
+            seconds: self.seconds,
+            spans: self.faults.iter().map(span).collect(),
+            charts: vec![
+                Chart { title: "operations a second".to_owned(), lines: rates },
+                Chart { title: "ms: median, longest".to_owned(), lines: times },
+            ],
+        };
+        picture.svg()
     }
 }
 

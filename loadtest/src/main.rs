@@ -5,9 +5,9 @@ mod bench;
 mod cluster;
 mod drive;
 mod etcd;
-mod http;
 mod layers;
 mod levels;
+mod load;
 mod local;
 mod peers;
 mod restate;
@@ -76,8 +76,9 @@ enum Command {
     /// The same work on Orchestra with one and three nodes, on Restate and on etcd, in turns: what each did, and how
     /// they compare. Exit code 1 if a target is missed.
     Peers(peers::PeersArgs),
-    /// Load over HTTP. With --rate an open loop (latency from the intended start), without it a closed loop.
-    Run(http::RunArgs),
+    /// Load over HTTP as a scenario has it, on nodes of this machine or on a cluster of its own, with a verdict. Exit code
+    /// 1 if sessions failed, the load was not steady, or an objective was breached.
+    Run(load::RunArgs),
 }
 
 pub(crate) fn line(text: impl std::fmt::Display) {
@@ -111,7 +112,11 @@ async fn main() -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Run(args) => http::run(args).await?,
+        Command::Run(args) => {
+            if !load::run(args).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

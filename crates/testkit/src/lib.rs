@@ -4,6 +4,7 @@ pub mod checks;
 mod cluster;
 pub mod history;
 mod node;
+pub mod plot;
 mod small_disk;
 mod wrong_clock;
 
