@@ -5,6 +5,7 @@ SEED ?= 1
 KILLS ?= 200
 SECONDS ?= 120
 ONLY ?=
+SCENARIO ?= mixed
 export CCACHE_DIR ?= $(HOME)/.cache/orchestra/ccache
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -84,8 +85,12 @@ bench: setup ## Measures against the targets of docs/benchmarks.md, in a release
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 	[ -n "$(ONLY)" ] || taskset -c 0 $(TARGET)/release/chaos switch
 
+load: setup ## Puts a load on three nodes of its own, with a verdict: SCENARIO=name or a file.
+	cargo build --locked --release -p cli -p loadtest
+	$(TARGET)/release/loadtest run $(SCENARIO) --nodes 3 --directory $(TARGET) --out $(TARGET)/load
+
 bench-peers: setup ## The same work on Orchestra, Restate and etcd, in one run: rewrites the comparison in docs/benchmarks.md.
 	cargo build --locked --release -p cli -p loadtest
 	server=$$(deploy/dev/peers.sh "$(abspath $(TARGET))") && $(TARGET)/release/loadtest peers --restate "$$server" --directory $(TARGET) --write docs/benchmarks.md
 
-.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite dr-drill mutants vendor-chaos bench bench-peers
+.PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite dr-drill mutants vendor-chaos bench load bench-peers
