@@ -195,8 +195,12 @@ impl Levels {
         let window = window.unwrap_or(objective.window);
         let Heard { measured, silent, .. } = self.hear(peers, now, &[window]).await;
         let (seconds, points) = report::history(&objective, window, &measured, now);
+        let cell = measured.about(&objective, window, now);
+        let bucket = |(edge, count): (u64, u64)| json!({"up_to_ms": Duration::from_micros(edge).as_secs_f64() * 1e3, "n": count});
+        let histogram: Vec<Value> = cell.buckets().into_iter().map(bucket).collect();
         Some(json!({
             "objective": name, "window": window.name(), "slot_seconds": seconds, "points": points,
+            "histogram": histogram,
             "nodes_missing": silent.iter().map(|node| node.0).collect::<Vec<_>>(),
         }))
     }

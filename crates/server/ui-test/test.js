@@ -90,6 +90,7 @@ try {
   }
 
   const page = await open(1280, 'light');
+  const listening = page.waitForRequest((request) => request.url() === `${base}/v1/changes`);
   // By keyboard: past the navigation, and through it.
   await visit(page, '/', 'Overview');
   await page.keyboard.press('Tab');
@@ -105,11 +106,18 @@ try {
   await page.getByRole('region', { name: 'Measurements' }).getByText('agent_response').first().waitFor();
   // The history of one, and every alert.
   const answers = page.locator('section', { has: page.getByRole('heading', { name: 'agent response, P95' }) });
-  await answers.getByText('History').click();
+  await answers.getByText('History and histogram').click();
   await answers.getByRole('img', { name: 'missed' }).waitFor();
+  await answers.getByRole('img', { name: 'histogram of durations' }).waitFor();
   await page.getByRole('region', { name: 'Alerts' }).getByText('agent fallback rate').waitFor();
   await visit(page, '/', 'Overview');
   await page.getByText('✓ none').waitFor();
+  await page.getByRole('img', { name: 'by the minute' }).waitFor();
+  await page.getByRole('heading', { name: 'Error budget' }).waitFor();
+  // What happens elsewhere is shown without being asked for.
+  await listening;
+  const elsewhere = await start('shown', 'four');
+  await page.getByRole('link', { name: elsewhere.id }).waitFor();
   // Sessions by state, one of them opened.
   await page.getByRole('link', { name: 'Sessions', exact: true }).click();
   await page.getByLabel('State').selectOption('waiting');

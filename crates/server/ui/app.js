@@ -1,12 +1,14 @@
 // Which page is shown, and that it stays current. A page is a function that returns its elements, and is called again
-// every few seconds; one with `live` keeps itself current.
+// when the node says that something has changed, and every few seconds in any case; one with `live` keeps itself current.
 
-import { setToken } from '/ui/api.js';
+import { setToken, whenChanged } from '/ui/api.js';
 import { h } from '/ui/dom.js';
 import { cluster, overview, sessions, sla, work } from '/ui/pages.js';
 import { session } from '/ui/session.js';
 
-const REFRESH_MS = 3000;
+const REFRESH_MS = 5000;
+// No page is drawn sooner after it was drawn, however much happens.
+const REST_MS = 1500;
 const main = document.getElementById('content');
 const status = document.getElementById('status');
 
@@ -20,6 +22,20 @@ const ROUTES = [
 ];
 
 let shown = new AbortController();
+let wake = () => {};
+let isListening = false;
+
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+// Without the stream, pages are drawn every few seconds.
+async function listen() {
+  if (isListening) return;
+  isListening = true;
+  for (;;) {
+    await whenChanged(() => wake()).catch(() => {});
+    await pause(REFRESH_MS);
+  }
+}
 
 function signIn() {
   const input = h('input', { type: 'password', id: 'token', autocomplete: 'current-password', required: true });
@@ -36,7 +52,7 @@ function signIn() {
 // Whoever types or has opened something is not disturbed.
 function isBusy() {
   const active = document.activeElement;
-  return document.hidden || (main.contains(active) && ['INPUT', 'SELECT', 'TEXTAREA'].includes(active.tagName));
+  return document.hidden || main.querySelector('details[open]') !== null || (main.contains(active) && ['INPUT', 'SELECT', 'TEXTAREA'].includes(active.tagName));
 }
 
 async function show() {
@@ -75,7 +91,10 @@ async function show() {
       first = false;
     }
     if (page.live) return;
-    await new Promise((resolve) => { setTimeout(resolve, REFRESH_MS); });
+    listen();
+    const changed = new Promise((resolve) => { wake = resolve; });
+    await pause(REST_MS);
+    await Promise.race([changed, pause(REFRESH_MS)]);
   }
 }
 

@@ -15,8 +15,11 @@ function select(label, value, options, onchange) {
 }
 
 export async function overview({ signal }) {
-  const [status, levels, listed, alerts] = await Promise.all([
-    get('/v1/cluster', signal), get('/v1/sla?window=5m', signal), get('/v1/sessions?limit=20', signal), alertsOf(signal)]);
+  const [status, levels, promised, listed, alerts] = await Promise.all([
+    get('/v1/cluster', signal), get('/v1/sla?window=5m', signal), get('/v1/sla', signal), get('/v1/sessions?limit=20', signal), alertsOf(signal)]);
+  const ended = levels.objectives.find((of) => of.indicator === 'session_completion');
+  const throughput = ended && await get(`/v1/sla/history?${new URLSearchParams({ objective: ended.name, window: '30m' })}`, signal);
+  const spent = promised.objectives.filter((of) => of.budget_left !== null).toSorted((a, b) => a.budget_left - b.budget_left)[0];
   const firing = alerts.filter((of) => of.state === 'firing');
   const shards = Object.values(status.shards);
   const leaderless = shards.filter((shard) => shard.leader === null).length;
@@ -38,16 +41,27 @@ export async function overview({ signal }) {
       card('Health', h('p', { class: `big ${problems.length ? 'bad' : 'good'}` }, problems.length ? '✗ look here' : '✓ all well'),
         problems.length ? h('ul', {}, problems.map((text) => h('li', {}, text))) : h('p', { class: 'quiet' }, `${status.nodes.length} nodes, ${shards.length} shards`)),
       card('Sessions ended, last 5 minutes', h('p', { class: 'big' }, String(sum('session_completion', 'n'))),
-        h('p', { class: 'quiet' }, `${sum('session_completion', 'failed')} failed`)),
+        h('p', { class: 'quiet' }, `${sum('session_completion', 'failed')} failed`), throughput ? rate(throughput) : null),
       card('Agent answers, last 5 minutes', h('p', { class: 'big' }, String(sum('agent_response', 'n'))),
         h('p', { class: 'quiet' }, `${sum('agent_response', 'failed')} attempts failed`)),
       card('Service levels, last 5 minutes', h('p', { class: `big ${missed.length ? 'bad' : 'good'}` }, missed.length ? `✗ ${missed.length} breached` : `✓ ${met} met`),
         h('p', { class: 'quiet' }, missed.length ? missed.map((of) => of.name).join(', ') : h('a', { href: '#/sla' }, 'All objectives'))),
+      card('Error budget', ...(spent ? [h('p', { class: `big ${spent.budget_left < 0 ? 'bad' : 'good'}` }, `${percent(spent.budget_left)} left`),
+        h('p', { class: 'quiet' }, `the least of all: ${spent.name}, ${spent.window}`)] : [h('p', { class: 'quiet' }, 'Nothing was measured yet.')])),
       card('Alerts', h('p', { class: `big ${firing.length ? 'bad' : 'good'}` }, firing.length ? `✗ ${firing.length} firing` : '✓ none'),
         firing.length ? h('ul', {}, firing.map((of) => h('li', {}, `${of.alert}: ${of.value}`))) : h('p', { class: 'quiet' }, `${alerts.length} rules`))),
     h('h2', {}, 'Newest sessions'),
     sessionTable(listed.sessions),
   ];
+}
+
+// How many ended, minute by minute.
+function rate({ points }) {
+  const most = Math.max(1, ...points.map((point) => point.n));
+  const width = 400 / points.length;
+  return h('svg', { viewBox: '0 0 400 40', role: 'img', 'aria-label': `by the minute, the last ${points.length}: ${most} at most` },
+    h('rect', { class: 'track', x: 0, y: 39, width: 400, height: 1 }),
+    points.map((point, place) => h('rect', { class: 'fill', x: place * width, y: 40 - 38 * point.n / most, width: Math.max(1, width - 1), height: 38 * point.n / most })));
 }
 
 // Alerts are all tenants' business: whoever may not see them sees none.
@@ -117,6 +131,24 @@ function history({ points, slot_seconds: seconds }) {
   h('p', { class: 'quiet' }, left.length > 1 ? 'Bars: how many, and how many missed. Line: the error budget that was left.' : 'How many, and how many missed.')];
 }
 
+// How long they took: each bar is twice as long as the one before, the line is the target.
+function histogram(buckets, of) {
+  if (buckets.length === 0) return [];
+  const most = Math.max(...buckets.map((bucket) => bucket.n));
+  const width = 400 / buckets.length;
+  const from = (place) => (place === 0 && buckets[0].up_to_ms <= 1 ? 0 : buckets[place].up_to_ms / 2);
+  const bars = buckets.map((bucket, place) => h('g', {},
+    h('title', {}, `${ms(from(place))} to ${ms(bucket.up_to_ms)}: ${bucket.n}`),
+    h('rect', { class: `fill ${from(place) >= of.target ? 'failed' : 'done'}`, x: place * width, y: 60 - 58 * bucket.n / most, width: Math.max(1, width - 2), height: 58 * bucket.n / most })));
+  const target = (Math.log2(of.target / buckets[0].up_to_ms) + 1) * width;
+  const top = buckets.findIndex((bucket) => bucket.n === most);
+  const label = `histogram of durations from ${ms(from(0))} to ${ms(buckets.at(-1).up_to_ms)}; most took ${ms(from(top))} to ${ms(buckets[top].up_to_ms)}`;
+  return [h('svg', { viewBox: '0 0 400 60', role: 'img', 'aria-label': label },
+    h('rect', { class: 'track', x: 0, y: 59, width: 400, height: 1 }), bars,
+    target >= 0 && target <= 400 ? h('line', { class: 'target', x1: target, x2: target, y1: 0, y2: 60 }) : null),
+  h('p', { class: 'quiet' }, `Durations from ${ms(from(0))} to ${ms(buckets.at(-1).up_to_ms)}, each bar up to twice as long as the one before. Line: the target.`)];
+}
+
 function historyOf(of, signal) {
   const place = h('div', {}, h('p', { class: 'quiet' }, 'Loading …'));
   const load = async (event) => {
@@ -124,12 +156,13 @@ function historyOf(of, signal) {
     place.dataset.loaded = 'yes';
     try {
       const parameters = new URLSearchParams({ objective: of.name, window: of.window });
-      place.replaceChildren(...history(await get(`/v1/sla/history?${parameters}`, signal)));
+      const found = await get(`/v1/sla/history?${parameters}`, signal);
+      place.replaceChildren(...history(found), ...(of.unit === 'share' ? [] : histogram(found.histogram, of)));
     } catch (error) {
       place.replaceChildren(h('p', { class: 'bad' }, error.message));
     }
   };
-  return h('details', { ontoggle: load }, h('summary', {}, 'History'), place);
+  return h('details', { ontoggle: load }, h('summary', {}, 'History and histogram'), place);
 }
 
 function objective(of, signal) {

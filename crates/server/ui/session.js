@@ -44,8 +44,8 @@ function actions(id, session, coming, refresh) {
   return elements;
 }
 
-// A line a step: grey from when it could begin, coloured from when it did.
-function gantt(session) {
+// A line a step: grey from when it could begin, coloured from when it did, with a mark where an attempt failed.
+function gantt(session, failures) {
   const steps = session.steps.filter((step) => step.started_at || step.ready_at).slice(0, 200);
   if (steps.length === 0) return h('p', { class: 'quiet' }, 'No steps yet.');
   // What was taken over from another session is older than this one.
@@ -60,12 +60,16 @@ function gantt(session) {
     const end = ends[place];
     const kind = { completed: 'done', failed: 'failed', waiting: 'waiting', backoff: 'waiting' }[step.status] ?? '';
     const label = step.id.length > 24 ? `${step.id.slice(0, 23)}…` : step.id;
-    return h('g', {}, h('title', {}, `${step.id}: ${step.status}, ${ms(end - (started ?? from))}`),
+    const failed = failures.filter((failure) => failure.step === step.id).map((failure) => h('g', {},
+      h('title', {}, `${step.id}: an attempt failed: ${failure.error.code}`),
+      h('line', { class: 'target', x1: x(failure.at), x2: x(failure.at), y1: 3 + 20 * place, y2: 21 + 20 * place })));
+    return h('g', {}, h('title', {}, `${step.id}: ${step.status}, ${ms(end - (started ?? from))}, attempt ${step.attempt}`),
       h('text', { x: 0, y: 16 + 20 * place }, label),
       h('rect', { class: 'idle', x: x(from), y: 6 + 20 * place, width: Math.max(1, x(started ?? end) - x(from)), height: 12 }),
-      started === null ? null : h('rect', { class: `fill ${kind}`, x: x(started), y: 6 + 20 * place, width: Math.max(2, x(end) - x(started)), height: 12, rx: 2 }));
+      started === null ? null : h('rect', { class: `fill ${kind}`, x: x(started), y: 6 + 20 * place, width: Math.max(2, x(end) - x(started)), height: 12, rx: 2 }),
+      failed);
   });
-  const text = `${steps.length} steps over ${ms(span)}; the table below has their times`;
+  const text = `${steps.length} steps over ${ms(span)}, ${failures.length} attempts failed; the table below has their times`;
   return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Timeline' },
     h('svg', { viewBox: `0 0 800 ${20 * steps.length + 8}`, role: 'img', 'aria-label': text, class: 'wide' }, rows));
 }
@@ -158,11 +162,12 @@ async function fork(id, at, said) {
   }
 }
 
-async function followEvents(id, body, said, signal, changed) {
+async function followEvents(id, { body, said, failures }, signal, changed) {
   try {
     let waiting = false;
     for await (const event of follow(id, 0, signal)) {
       body.prepend(eventRow(id, event, said));
+      if (event.step && event.data?.error) failures.push({ step: event.step, at: Date.parse(event.at), error: event.data.error });
       if (waiting) continue;
       waiting = true;
       // Several events often come together.
@@ -179,6 +184,7 @@ export async function session({ argument, signal }) {
   const above = h('div');
   const body = h('tbody');
   const said = h('p', { class: 'bad', role: 'alert' });
+  const failures = [];
   // Whoever types is not disturbed.
   const isTyping = () => above.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
   const draw = async () => {
@@ -196,11 +202,11 @@ export async function session({ argument, signal }) {
         { title: 'Attempt', number: true, cell: (step) => step.attempt },
         { title: 'Last error', text: true, cell: (step) => step.last_error ? `${step.last_error.code}: ${step.last_error.message}` : null },
       ], described.coming)]),
-      ...graph(of), h('h2', {}, 'Timeline'), gantt(of), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
+      ...graph(of), h('h2', {}, 'Timeline'), gantt(of, failures), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
       h('details', {}, h('summary', {}, 'Input and output'), h('pre', { tabindex: '0' }, json({ input: of.input, output: of.output }))));
   };
   await draw();
-  followEvents(id, body, said, signal, () => { if (!isTyping()) draw().catch(() => {}); });
+  followEvents(id, { body, said, failures }, signal, () => { if (!isTyping()) draw().catch(() => {}); });
   return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'), said,
     h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Events' },
       h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', 'Details', 'Go on from here'].map((title) => h('th', { scope: 'col' }, title)))), body))];

@@ -11,6 +11,8 @@ use crate::{Series, indicator::Kind};
 
 /// Significant digits of durations: they are exact to 0.1 %.
 const DIGITS: u8 = 3;
+/// The longest duration of the first bucket that people are shown, in microseconds.
+const FIRST_BUCKET: u64 = 1_000;
 
 /// Counts, and durations in microseconds.
 #[derive(Debug, Clone)]
@@ -88,6 +90,27 @@ impl Cell {
         self.durations.as_ref().map_or(self.good, |durations| durations.count_between(0, micros))
     }
 
+    /// How many took so long, by bucket: the longest duration of each in microseconds, twice that of the one before,
+    /// and how many. From the first to the last that has any.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<(u64, u64)> {
+        let Some(durations) = &self.durations else { return Vec::new() };
+        let edges = std::iter::successors(Some(FIRST_BUCKET), |edge| edge.checked_mul(2));
+        let mut buckets = Vec::new();
+        let mut from = 0;
+        for edge in edges {
+            if from > durations.max() || durations.is_empty() {
+                break;
+            }
+            let count = durations.count_between(from, edge);
+            if count > 0 || !buckets.is_empty() {
+                buckets.push((edge, count));
+            }
+            from = edge + 1;
+        }
+        buckets
+    }
+
     pub(crate) fn encode(&self, series: &Series) -> message::Series {
         let mut durations = Vec::new();
         if let Some(histogram) = &self.durations {
@@ -122,4 +145,22 @@ fn decode_durations(bytes: &Bytes) -> Option<Histogram<u64>> {
     let mut histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_ref()).ok()?;
     histogram.auto(true);
     Some(histogram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_have_everything_that_was_counted() {
+        let mut cell = Cell::new(Kind::Durations);
+        assert!(cell.buckets().is_empty());
+        for micros in [3_000, 3_500, 15_000] {
+            cell.took(micros);
+        }
+        assert_eq!(cell.buckets(), [(4_000, 2), (8_000, 0), (16_000, 1)]);
+        cell.took(100);
+        assert_eq!(cell.buckets().first(), Some(&(1_000, 1)));
+        assert_eq!(cell.buckets().iter().map(|(_, count)| count).sum::<u64>(), cell.count());
+    }
 }

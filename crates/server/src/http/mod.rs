@@ -1,6 +1,7 @@
 //! The HTTP API.
 
 mod backups;
+mod changes;
 mod cluster;
 mod history;
 mod levels;
@@ -78,6 +79,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/sla/history", get(levels::history))
         .route("/v1/sla/rules", get(levels::rules))
         .route("/v1/alerts", get(levels::alerts))
+        .route("/v1/changes", get(changes::changes))
         .route("/v1/backups", post(backups::begin))
         .route("/v1/backups/{id}", delete(backups::end))
         .route("/v1/backups/{id}/files/{name}", get(backups::file))
