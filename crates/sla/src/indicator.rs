@@ -1,6 +1,9 @@
 //! What is measured, and what it is told apart by.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+};
 
 use hashbrown::Equivalent;
 use proto::sla as message;
@@ -108,7 +111,7 @@ impl Indicator {
 }
 
 /// What a measurement is told apart by. Empty where it does not apply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, Eq, Hash, Default)]
 pub struct Labels<'a> {
     /// Whose session.
     pub tenant: &'a str,
@@ -122,8 +125,27 @@ pub struct Labels<'a> {
     pub node: &'a str,
 }
 
+impl Labels<'_> {
+    fn texts(&self) -> [&str; 5] {
+        [self.tenant, self.workflow, self.role, self.provider, self.node]
+    }
+}
+
+/// Most labels are empty most of the time, and an empty text points nowhere. Where the C library compares with masked
+/// loads (AVX-512), one from an address that is not mapped costs 170 ns, though not a byte of it is looked at: empty
+/// texts are not handed to it.
+fn same(ours: &str, theirs: &str) -> bool {
+    ours.len() == theirs.len() && (ours.is_empty() || ours == theirs)
+}
+
+impl PartialEq for Labels<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.texts().into_iter().zip(other.texts()).all(|(ours, theirs)| same(ours, theirs))
+    }
+}
+
 /// An indicator with its labels.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Eq)]
 pub struct Series {
     /// What is measured.
     pub indicator: Indicator,
@@ -176,6 +198,33 @@ impl Series {
     }
 }
 
+impl PartialEq for Series {
+    fn eq(&self, other: &Self) -> bool {
+        self.indicator == other.indicator && self.labels() == other.labels()
+    }
+}
+
+impl PartialOrd for Series {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Series {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // As above.
+        let order = |(ours, theirs): (&str, &str)| match (ours.is_empty(), theirs.is_empty()) {
+            (false, false) => ours.cmp(theirs),
+            (ours, theirs) => theirs.cmp(&ours),
+        };
+        let (ours, theirs) = (self.labels(), other.labels());
+        let mut texts = ours.texts().into_iter().zip(theirs.texts()).map(order);
+        self.indicator
+            .cmp(&other.indicator)
+            .then_with(|| texts.find(|order| order.is_ne()).unwrap_or(Ordering::Equal))
+    }
+}
+
 impl Hash for Series {
     fn hash<H: Hasher>(&self, state: &mut H) {
         Key(self.indicator, self.labels()).hash(state);
@@ -189,5 +238,27 @@ pub(crate) struct Key<'a>(pub(crate) Indicator, pub(crate) Labels<'a>);
 impl Equivalent<Series> for Key<'_> {
     fn equivalent(&self, series: &Series) -> bool {
         self.0 == series.indicator && self.1 == series.labels()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_in_the_order_of_their_texts_empty_ones_first() {
+        let texts = ["", "a", "ab", "b"];
+        let all: Vec<Series> = texts
+            .iter()
+            .flat_map(|tenant| texts.map(|role| Labels { tenant, role, ..Labels::default() }))
+            .map(|labels| Series::of(Key(Indicator::ApiLatency, labels)))
+            .collect();
+        for ours in &all {
+            for theirs in &all {
+                let expected = (&ours.tenant, &ours.role).cmp(&(&theirs.tenant, &theirs.role));
+                assert_eq!(ours.cmp(theirs), expected, "{ours:?} {theirs:?}");
+                assert_eq!(ours == theirs, expected.is_eq(), "{ours:?} {theirs:?}");
+            }
+        }
     }
 }
