@@ -141,11 +141,18 @@ async fn a_log_that_has_lost_its_end_is_refused() {
     for unique in 0..300u128 {
         assert!(matches!(group.propose(start_session(unique)).await, Ok(Outcome::Started { .. })));
     }
-    let applied = group.progress().applied.unwrap();
-    let known = format!("1 {applied}\n");
-    while !std::fs::read_to_string(temp.path().join("log-ends")).unwrap_or_default().contains(&known) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // What is known of its progress comes a moment after the answers.
+    let noted = async {
+        loop {
+            let applied = group.progress().applied.unwrap();
+            let ends = std::fs::read_to_string(temp.path().join("log-ends")).unwrap_or_default();
+            if applied > 300 && ends.contains(&format!("1 {applied}\n")) {
+                return applied;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let applied = tokio::time::timeout(Duration::from_secs(30), noted).await.unwrap();
     drop(group);
     node.stop().await;
     let logs = std::fs::read_dir(temp.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
