@@ -76,8 +76,8 @@ enum Command {
     /// The same work on Orchestra with one and three nodes, on Restate and on etcd, in turns: what each did, and how
     /// they compare. Exit code 1 if a target is missed.
     Peers(peers::PeersArgs),
-    /// Load over HTTP as a scenario has it, on nodes of this machine or on a cluster of its own, with a verdict. Exit code
-    /// 1 if sessions failed, the load was not steady, or an objective was breached.
+    /// Load over HTTP as a scenario has it, on nodes of this machine or on a cluster of its own, with a verdict. Exit
+    /// code 1 if sessions failed, the load was not steady, or an objective was breached.
     Run(load::RunArgs),
 }
 
