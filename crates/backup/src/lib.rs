@@ -2,8 +2,8 @@
 //!
 //! A store holds `backups/<id>/manifest.json`, the files of each backup that are its own beside it, and
 //! `files/<database>/<name>`, the table files that backups of one database share: those never change, so a backup
-//! writes only what is new since the last. The manifest is written last. What has no manifest is no backup. While one is
-//! written, `backups/<id>/begun` is there: whoever deletes old ones leaves files alone.
+//! writes only what is new since the last. The manifest is written last. What has no manifest is no backup. While one
+//! is written, `backups/<id>/begun` is there: whoever deletes old ones leaves files alone.
 //!
 //! - **Invariant:** a file that a manifest names is in the store, whole, before the manifest is.
 //! - **Absent:** how files come out of a node ([`Source`]), Raft.
@@ -181,8 +181,8 @@ async fn write(
     Err(Error::Damaged { path, reason: "somebody takes it away again and again".into() })
 }
 
-/// Deletes all but the newest backups, and the files that no backup needs any more; the backups that were deleted. While
-/// somebody writes a backup, files are left for the next time: it may count on them.
+/// Deletes all but the newest backups, and the files that no backup needs any more; the backups that were deleted.
+/// While somebody writes a backup, files are left for the next time: it may count on them.
 ///
 /// # Errors
 ///

@@ -16,8 +16,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often an idle stream says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A message whenever this node has applied something: what a page shows may be old. It does not say what has changed, so
-/// that it tells nobody of what is not theirs.
+/// A message whenever this node has applied something: what a page shows may be old. It does not say what has changed,
+/// so that it tells nobody of what is not theirs.
 pub(super) async fn changes(State(app): State<Arc<App>>, _caller: Caller) -> Response {
     Sse::new(follow(app)).keep_alive(sse::KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
