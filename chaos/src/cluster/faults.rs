@@ -184,7 +184,7 @@ async fn inject_one(
             cluster.resume(target)?;
         }
         Fault::Drain => {
-            load.leave(cluster, leader);
+            load.leave(cluster, leader).await;
             let code = cluster.stop(leader).await?;
             anyhow::ensure!(code == Some(0), "a drained node ended with {code:?}");
             rest(random, 100..1_000).await;
@@ -195,13 +195,13 @@ async fn inject_one(
         Fault::Replace => {
             let added = cluster.add().await?;
             load.enter(cluster, added);
-            load.leave(cluster, follower);
+            load.leave(cluster, follower).await;
             cluster.remove(follower).await?;
             cluster.kill(follower)?;
         }
         Fault::RollingRestart => {
             for number in members {
-                load.leave(cluster, number);
+                load.leave(cluster, number).await;
                 let code = cluster.stop(number).await?;
                 anyhow::ensure!(code == Some(0), "a drained node ended with {code:?}");
                 cluster.restart(number).await?;
@@ -261,7 +261,7 @@ async fn lose_disk(
     }
     rest(random, 500..1_500).await;
     for node in others.iter().chain([&leader]) {
-        load.leave(cluster, *node);
+        load.forget(cluster, *node);
         cluster.kill(*node)?;
     }
     for node in &lagging {

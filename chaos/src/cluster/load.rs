@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -102,6 +102,8 @@ pub(super) struct Load {
     token: Option<String>,
     http: reqwest::Client,
     urls: RwLock<Vec<String>>,
+    /// Calls on their way, by the node that was chosen.
+    calls: Mutex<BTreeMap<String, usize>>,
     /// Where workers connect.
     grpc: RwLock<Vec<String>>,
     /// Workers that were cut off in the middle of their tasks.
@@ -137,6 +139,7 @@ impl Load {
             token: target.token,
             http,
             urls: RwLock::new(target.urls),
+            calls: Mutex::default(),
             grpc: RwLock::new(target.grpc),
             workers_cut_off: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -205,8 +208,18 @@ impl Load {
         self.urls.read().map(|urls| urls.clone()).unwrap_or_default()
     }
 
-    /// A node is about to leave: clients are told, as a load balancer is.
-    pub(super) fn leave(&self, cluster: &Cluster, number: usize) {
+    /// A node is about to leave: clients are told, as a load balancer is, and what is on its way to it is answered.
+    pub(super) async fn leave(&self, cluster: &Cluster, number: usize) {
+        self.forget(cluster, number);
+        let url = cluster.url(number);
+        let answered =
+            || self.calls.lock().is_ok_and(|calls| calls.get(&url).is_none_or(|count| *count == 0));
+        // Whatever is not answered by then has an unknown outcome.
+        let _ = wait_until("answers", CALL_TIMEOUT, async || answered().then_some(())).await;
+    }
+
+    /// Clients do not choose a node any more.
+    pub(super) fn forget(&self, cluster: &Cluster, number: usize) {
         for (known, url) in [(&self.urls, cluster.url(number)), (&self.grpc, cluster.grpc_url(number))] {
             if let Ok(mut known) = known.write() {
                 known.retain(|of| *of != url);
@@ -264,22 +277,28 @@ impl Load {
         }
     }
 
-    fn any_url(&self, random: &mut StdRng) -> String {
-        let urls = self.urls();
-        urls[random.random_range(0..urls.len())].clone()
+    /// Chooses a node for a call.
+    fn choose(&self, random: &mut StdRng) -> Chosen<'_> {
+        // Whoever makes a node leave comes before, or sees the call.
+        let urls = self.urls.read().unwrap_or_else(PoisonError::into_inner);
+        let url = urls[random.random_range(0..urls.len())].clone();
+        if let Ok(mut calls) = self.calls.lock() {
+            *calls.entry(url.clone()).or_default() += 1;
+        }
+        Chosen { load: self, url }
     }
 
     async fn use_registers(self: Arc<Self>, client: u64) {
         let mut random = StdRng::seed_from_u64(self.seed ^ client);
         while !self.stopping.load(Ordering::SeqCst) {
             let register = self.registers[random.random_range(0..self.registers.len())].clone();
-            let url = self.any_url(&mut random);
+            let Chosen { url, .. } = &self.choose(&mut random);
             let called = self.history.now();
             let (action, fate) = if random.random_bool(0.6) {
                 let value = self.next_value.fetch_add(1, Ordering::Relaxed);
-                (Action::Append(value), self.append(&url, &register, value).await)
+                (Action::Append(value), self.append(url, &register, value).await)
             } else {
-                (Action::Read, self.read(&url, &register, "").await)
+                (Action::Read, self.read(url, &register, "").await)
             };
             self.history.record(client, &register, action, called, fate);
             tokio::time::sleep(Duration::from_millis(random.random_range(0..20))).await;
@@ -361,7 +380,7 @@ impl Load {
                 acknowledged.insert(key, id.clone());
             }
             while !self.stopping.load(Ordering::SeqCst)
-                && !self.has_ended(&self.any_url(&mut random), &id).await
+                && !self.has_ended(&self.choose(&mut random).url, &id).await
             {
                 tokio::time::sleep(Duration::from_millis(30)).await;
             }
@@ -373,7 +392,8 @@ impl Load {
         let began = self.history.now();
         let body = json!({"workflow": "chaos-work", "input": {"n": key}});
         loop {
-            let (url, called) = (self.any_url(random), self.history.now());
+            let (chosen, called) = (self.choose(random), self.history.now());
+            let url = &chosen.url;
             let request = self.http.post(format!("{url}/v1/sessions")).header("idempotency-key", key);
             let (fate, id) = match request.json(&body).send().await {
                 Ok(answer) => match fate_of(answer.status()) {
@@ -428,6 +448,22 @@ impl Load {
     pub(super) async fn get(&self, url: &str, path: &str) -> anyhow::Result<Value> {
         let answer = self.http.get(format!("{url}{path}")).send().await?;
         Ok(answer.error_for_status()?.json().await?)
+    }
+}
+
+/// A node that was chosen for a call, until it is answered.
+struct Chosen<'a> {
+    load: &'a Load,
+    url: String,
+}
+
+impl Drop for Chosen<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut calls) = self.load.calls.lock()
+            && let Some(count) = calls.get_mut(&self.url)
+        {
+            *count -= 1;
+        }
     }
 }
 

@@ -41,7 +41,7 @@ impl Releases {
         upgrade: bool,
         load: &Load,
     ) -> anyhow::Result<()> {
-        load.leave(cluster, node);
+        load.leave(cluster, node).await;
         let code = cluster.stop(node).await?;
         anyhow::ensure!(code == Some(0), "a drained node ended with {code:?}");
         cluster.set_program(node, (!upgrade).then(|| self.previous.clone()));
@@ -75,7 +75,7 @@ impl Releases {
         let level = cluster.finalize(first).await?;
         anyhow::ensure!(level > 1, "level {level} is in force after the upgrade");
         // Whoever goes back now is not listened to, and says so.
-        load.leave(cluster, last);
+        load.leave(cluster, last).await;
         cluster.stop(last).await?;
         cluster.set_program(last, Some(self.previous.clone()));
         cluster.spawn(last)?;
