@@ -122,8 +122,8 @@ fn fresh(known: &Mutex<Option<(Instant, u64)>>, lasts: Duration, look: impl FnOn
     }
 }
 
-/// Sessions that have not ended, counted up to the limit: those that have steps on their way. This node has a replica of
-/// every shard.
+/// Sessions that have not ended, counted up to the limit: those that have steps on their way. This node has a replica
+/// of every shard.
 fn live(node: &Node, limit: u64) -> u64 {
     let mut count = 0;
     for group in node.groups().values() {
