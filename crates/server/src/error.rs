@@ -40,6 +40,7 @@ codes! {
     SIGNALS_FULL = "signals_full", 429, "Too many signals wait for a step to ask for them.";
     TOO_LARGE = "too_large", 413, "Something is larger than its limit. The detail names both.";
     OVERLOADED = "overloaded", 429, "Too many requests wait. Come back after `Retry-After` seconds.";
+    CAPACITY_EXCEEDED = "capacity_exceeded", 429, "There is as much as there may be, by `[capacity]` of the configuration. The detail says of what. Come back after `Retry-After` seconds, if it is given.";
     RATE_LIMITED = "rate_limited", 429, "The tenant or the address has sent more requests than it may. Come back after `Retry-After` seconds; `RateLimit` says how it stands.";
     WRITES_STOPPED = "writes_stopped", 507, "Writes do not go through, for example because the disk is full. Nothing was lost; they go on by themselves.";
     UNAVAILABLE = "unavailable", 503, "The shard has no leader yet, or the node stops. Repeat the request: with an idempotency key it is safe.";

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use consensus::{Leadership, Node};
 use sla::alert::{Gauge, Gauges};
 
-use crate::wiring::App;
+use crate::{capacity::Used, wiring::App};
 
 /// All of it that is known.
 pub(crate) fn of(app: &App) -> Gauges {
@@ -43,6 +43,24 @@ fn family(text: &mut String, (name, help): (&str, &str), label: &str, samples: V
     for (of, value) in samples {
         let _ = writeln!(text, "{name}{{{label}=\"{of}\"}} {value}");
     }
+}
+
+/// What there is, and may be, of what `[capacity]` limits.
+pub(crate) fn of_capacity(app: &App) -> String {
+    let (mut text, used) = (String::new(), app.sessions.used());
+    if !used.is_empty() {
+        let samples =
+            |value: fn(&Used) -> u64| used.iter().map(|of| (of.name.to_owned(), value(of))).collect();
+        let help = "What there is of what there may be so much of";
+        family(&mut text, ("orchestra_capacity_used", help), "of", samples(|of| of.used));
+        family(
+            &mut text,
+            ("orchestra_capacity_limit", "How much there may be"),
+            "of",
+            samples(|of| of.limit),
+        );
+    }
+    text
 }
 
 /// What is known of the replicas of this node and of its databases.

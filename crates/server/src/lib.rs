@@ -8,6 +8,7 @@
 
 mod alerts;
 mod backups;
+mod capacity;
 pub mod config;
 mod error;
 mod gauges;

@@ -18,6 +18,13 @@ pub(crate) struct RequestLabels {
     pub(crate) status: u16,
 }
 
+/// What a gRPC call was, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CallLabels {
+    pub(crate) method: String,
+    pub(crate) code: String,
+}
+
 /// A label with one name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Named {
@@ -51,10 +58,15 @@ impl Commits {
     }
 }
 
+/// Edges of the times to answer.
+const ANSWER_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
+
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) request_seconds: Histogram,
+    pub(crate) calls: Family<CallLabels, Counter>,
+    pub(crate) call_seconds: Histogram,
     pub(crate) sessions_started: Counter,
     pub(crate) sessions_ended: Counter,
     pub(crate) commits: Commits,
@@ -77,9 +89,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix("orchestra");
         let metrics = Self {
             requests: Family::default(),
-            request_seconds: Histogram::new([
-                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0,
-            ]),
+            request_seconds: Histogram::new(ANSWER_SECONDS),
+            calls: Family::default(),
+            call_seconds: Histogram::new(ANSWER_SECONDS),
             sessions_started: Counter::default(),
             sessions_ended: Counter::default(),
             commits: Commits::new(),
@@ -103,6 +115,13 @@ impl Metrics {
             "Time to answer an HTTP request, streams not counted",
             Unit::Seconds,
             m.request_seconds.clone(),
+        );
+        registry.register("grpc_requests", "gRPC calls by method and code", m.calls.clone());
+        registry.register_with_unit(
+            "grpc_request_duration",
+            "Time to answer a gRPC call, streams not counted",
+            Unit::Seconds,
+            m.call_seconds.clone(),
         );
         registry.register(
             "sessions_started",

@@ -26,6 +26,7 @@ use crate::{
     Config, Logs,
     alerts::{self, Teller},
     backups::{self, Schedule},
+    capacity::Capacity,
     config, gauges, grpc, http,
     levels::Levels,
     limits::Limits,
@@ -164,9 +165,10 @@ impl Server {
             (*shard, Engine::start(group.clone(), router, clock, workers))
         });
         let engines: BTreeMap<ShardId, Engine> = engines.collect();
+        let capacity = Capacity::new(&config.capacity, &config.node.data_dir);
         let (stop, stopping) = watch::channel(false);
         let app = Arc::new(App {
-            sessions: Sessions::new(node, engines, workers, router),
+            sessions: Sessions::new(node, engines, workers, router, capacity),
             metrics,
             tokens,
             config: serde_json::to_value(config.shown()).unwrap_or_default(),

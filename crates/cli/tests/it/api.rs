@@ -283,6 +283,48 @@ async fn sigterm_drains_and_exits_cleanly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_more_sessions_are_started_than_there_may_be() {
+    let node =
+        Fixture::start("[capacity]\nsessions = 2\nminutes = 10\nmemory_mib = 100000\ndisk_mib = 100000\n")
+            .await;
+    let waits = json!({"name": "w", "steps": [{"id": "a", "wait": {"signal": "go"}}]});
+    let start = async |key: &str, duration_ms: Option<u64>| {
+        let request = node.request(Method::POST, "/v1/sessions").header("idempotency-key", key);
+        let answer = request
+            .json(&json!({"workflow": waits, "budget": duration_ms.map(|ms| json!({"duration_ms": ms}))}))
+            .send()
+            .await
+            .unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        (status, headers.contains_key("retry-after"), answer.json::<Value>().await.unwrap())
+    };
+    let first = start("1", None).await;
+    assert_eq!(first.0, 201, "{first:?}");
+    let too_long = start("2", Some(660_000)).await;
+    assert_eq!((too_long.0, &too_long.2["code"]), (429, &json!("capacity_exceeded")), "{too_long:?}");
+    assert_eq!(start("2", Some(300_000)).await.0, 201);
+    let refused = start("3", None).await;
+    assert_eq!(
+        (refused.0, refused.1, &refused.2["code"]),
+        (429, true, &json!("capacity_exceeded")),
+        "{refused:?}"
+    );
+    // What is there already is there.
+    assert_eq!(start("1", None).await.2["id"], first.2["id"]);
+    let metrics = node.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    for line in ["used{of=\"sessions that have not ended\"} 2", "limit{of=\"MiB on the disk\"} 100000"] {
+        assert!(metrics.contains(&format!("orchestra_capacity_{line}")), "{metrics}");
+    }
+    // One that ends makes room.
+    let id = first.2["id"].as_str().unwrap();
+    let cancel = node.request(Method::POST, &format!("/v1/sessions/{id}/cancel")).send().await.unwrap();
+    assert!(cancel.status().is_success());
+    let made =
+        wait_until("room for another", PATIENCE, async || (start("3", None).await.0 == 201).then_some(()));
+    made.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_too_often_is_told_when_to_come_back() {
     let (mut extra, mut env) = (String::from("[limits]\nper_tenant_per_minute = 4\n"), Vec::new());
     for tenant in ["busy", "quiet"] {

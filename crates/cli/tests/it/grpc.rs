@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use proto::api::{self, session_service_client::SessionServiceClient};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
@@ -75,6 +76,18 @@ async fn a_session_is_driven_over_grpc() {
     assert_eq!(kinds.last().map(String::as_str), Some("session_completed"));
     let signals = kinds.iter().filter(|kind| *kind == "signal_received").count();
     assert_eq!(signals, 1, "a repeated signal counts once: {kinds:?}");
+
+    // Calls are counted and measured as those over HTTP are.
+    let metrics = node.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    for (method, code, count) in
+        [("StartSession", "Ok", 2), ("StartSession", "FailedPrecondition", 1), ("SignalSession", "Ok", 2)]
+    {
+        let line = format!("orchestra_grpc_requests_total{{method=\"{method}\",code=\"{code}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    assert!(metrics.contains("orchestra_grpc_request_duration_seconds_count"), "{metrics}");
+    let latencies = metrics.lines().find_map(|of| of.strip_prefix("orchestra_api_latency_seconds_count "));
+    assert!(latencies.is_some_and(|count| count.parse::<u64>().unwrap() >= 7), "{metrics}");
 
     let audit = api::AuditSessionRequest { id: id.clone() };
     let audit = client.audit_session(audit).await.unwrap().into_inner();

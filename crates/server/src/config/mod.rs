@@ -4,6 +4,7 @@
 //! never written: `api_key_env = "X"` means the variable `X`, or the file that `X_FILE` names.
 
 mod backup;
+mod capacity;
 mod levels;
 mod limits;
 mod traces;
@@ -14,6 +15,7 @@ use providers::simulated;
 use serde::{Deserialize, Serialize};
 
 pub use backup::Backup;
+pub use capacity::Capacity;
 pub use levels::{Alerts, Sla, Webhook};
 pub use limits::Limits;
 pub use traces::{SpanNames, Traces};
@@ -46,6 +48,8 @@ pub struct Config {
     pub alerts: Alerts,
     /// How many requests are answered.
     pub limits: Limits,
+    /// How much there may be.
+    pub capacity: Capacity,
     /// Where traces go; nowhere without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<Traces>,

@@ -1,9 +1,11 @@
 //! The gRPC API: the same calls as HTTP, and the connections of workers.
 
+mod measure;
 mod workers;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use axum::middleware::from_fn_with_state;
 use futures_util::{Stream, stream};
 use ids::{Seq, SessionId, TRACE_LABEL};
 use machine::{SessionLimits, SessionStatus};
@@ -14,7 +16,8 @@ use proto::api::{
 };
 use serde_json::Value;
 use tonic::{
-    Code, Request, Response, Status, metadata::MetadataMap, server::NamedService, transport::server::Router,
+    Code, Request, Response, Status, metadata::MetadataMap, server::NamedService, service::Routes,
+    transport::server::Router,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -43,13 +46,15 @@ pub(crate) fn router(app: Arc<App>) -> Result<Router, String> {
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .build_v1()
         .map_err(|error| error.to_string())?;
+    let routes = Routes::new(SessionServiceServer::new(Service { app: Arc::clone(&app) }))
+        .add_service(WorkerServiceServer::new(Service { app: Arc::clone(&app) }))
+        .add_service(health)
+        .add_service(reflection);
+    let measured = routes.into_axum_router().layer(from_fn_with_state(app, measure::measure));
     Ok(tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(SessionServiceServer::new(Service { app: Arc::clone(&app) }))
-        .add_service(WorkerServiceServer::new(Service { app }))
-        .add_service(health)
-        .add_service(reflection))
+        .add_routes(Routes::from(measured)))
 }
 
 /// Tells gRPC's health service what `/health/ready` tells, until the node stops.
@@ -215,7 +220,12 @@ impl SessionService for Service {
             }
         }
         let (id, status) = (started.id.to_string(), status.name().to_owned());
-        Ok(Response::new(api::StartSessionResponse { id, status, created: started.created, output_json }))
+        let created = started.created;
+        let mut response = Response::new(api::StartSessionResponse { id, status, created, output_json });
+        if wait > Duration::ZERO {
+            response.extensions_mut().insert(http::Waited);
+        }
+        Ok(response)
     }
 
     async fn get_session(&self, request: Request<api::GetSessionRequest>) -> Reply<api::Session> {

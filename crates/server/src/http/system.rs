@@ -59,6 +59,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         gauges::aliases(&app, metrics.work_running.get()),
         gauges::of_process(),
         gauges::of_node(app.sessions.node()),
+        gauges::of_capacity(&app),
         alerts::gauges(&gauges::of(&app), down),
         alerts::exposition(&app),
     ]

@@ -100,6 +100,7 @@ impl Sessions {
         definition: Arc<Definition>,
         history: History,
     ) -> Result<Started> {
+        self.capacity.admit(&self.node)?;
         let identity = self.node.identity();
         let shard = ShardId(rand::random::<u16>() % identity.shards);
         let id = SessionId::mint(identity.region, shard, self.node.clock().wall(), rand::random());

@@ -11,7 +11,10 @@ use providers::{ProviderStatus, Router};
 use serde_json::Value;
 use tokio::sync::broadcast;
 
-use crate::error::{self, ApiError};
+use crate::{
+    capacity::{Capacity, Used},
+    error::{self, ApiError},
+};
 
 /// How long a request is retried while a shard has no leader that answers: some elections long. A node that is cut off
 /// must not hold on to a client that could ask another one.
@@ -78,6 +81,7 @@ pub struct Sessions {
     workers: Arc<Workers>,
     router: Arc<Router>,
     waiters: Arc<ended::Waiters>,
+    capacity: Capacity,
 }
 
 impl Sessions {
@@ -86,8 +90,14 @@ impl Sessions {
         engines: BTreeMap<ShardId, Engine>,
         workers: Arc<Workers>,
         router: Arc<Router>,
+        capacity: Capacity,
     ) -> Self {
-        Self { node, engines, workers, router, waiters: Arc::default() }
+        Self { node, engines, workers, router, waiters: Arc::default(), capacity }
+    }
+
+    /// How much there is of what there may be so much of.
+    pub(crate) fn used(&self) -> Vec<Used> {
+        self.capacity.used(&self.node)
     }
 
     pub(crate) fn drain(&self) {

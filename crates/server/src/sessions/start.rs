@@ -48,6 +48,12 @@ impl Sessions {
         {
             labels.push((TRACE_LABEL.to_owned(), trace.to_string()));
         }
+        let group = self.group(id.shard())?;
+        let bounded = self.capacity.bounded(start.limits)?;
+        match self.capacity.admit(&self.node) {
+            Err(full) if !is_repetition(group, tenant, id, &start) => return Err(full),
+            _ => {}
+        }
         let command = Command::StartSession(StartSession {
             session: id,
             tenant: tenant.into(),
@@ -55,7 +61,7 @@ impl Sessions {
             definition: definition.hash,
             input: input.clone(),
             labels,
-            limits: start.limits,
+            limits: bounded,
             durability: Durability::Local,
             idempotency: start.idempotency_key.clone().map(|key| Idempotency {
                 lock_key: start.lock_key.clone(),
@@ -63,7 +69,6 @@ impl Sessions {
                 fingerprint,
             }),
         });
-        let group = self.group(id.shard())?;
         let (session, created) = match self.propose_start(group, definition, command).await {
             Ok(Outcome::Started { session, created }) => (session, created),
             Ok(_) => return Err(ApiError::new(error::INTERNAL, "a start had another outcome")),
@@ -234,6 +239,17 @@ fn hash(parts: &[&str]) -> u128 {
 }
 
 /// What makes two requests the same request.
+/// Whether a request has started a session before, as far as this replica knows: that is there, however much there is.
+fn is_repetition(group: &Group, tenant: &str, id: SessionId, start: &Start) -> bool {
+    let view = group.view();
+    match &start.idempotency_key {
+        Some(key) => {
+            view.get(&Key::Idempotency(tenant.into(), start.lock_key.clone(), key.clone())).is_some()
+        }
+        None => start.id.is_some() && view.session(id).is_some(),
+    }
+}
+
 fn fingerprint(definition: &Digest, input: &Bytes, start: &Start) -> Digest {
     let mut hash = sha2::Sha256::new();
     hash.update(definition.0);
