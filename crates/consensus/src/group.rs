@@ -6,7 +6,7 @@ use ids::{NodeId, ShardId, Timestamp};
 use machine::{Command, Outcome};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use proto::peer::request;
-use storage::{ShardLog, StateDb, View};
+use storage::{Latest, ShardLog, StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -265,6 +265,12 @@ impl Group {
     #[must_use]
     pub fn view(&self) -> View<'_> {
         self.state.view(self.shard)
+    }
+
+    /// The shard as this node has applied it, each row as it is when it is read.
+    #[must_use]
+    pub fn latest(&self) -> Latest<'_> {
+        self.state.latest(self.shard)
     }
 }
 

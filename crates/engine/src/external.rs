@@ -58,7 +58,7 @@ impl Job {
 
     /// How long an attempt of the step may take, in milliseconds; 0 for no limit.
     pub(crate) fn timeout_ms(&self) -> u64 {
-        let view = self.group.view();
+        let view = self.group.latest();
         let definition = view.session(self.work.session).and_then(|of| view.definition(of.definition));
         definition.map_or(0, |of| of.nodes[usize::from(self.work.step.node)].timeout_ms)
     }

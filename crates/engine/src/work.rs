@@ -79,7 +79,7 @@ impl Job {
 
     fn failed_for_now(&self, failure: Failure, pause: Pause) -> Resolution {
         // Replicas of an older release would not wait.
-        let known = self.group.view().shard().machine_version >= PAUSES_SINCE_MACHINE_VERSION;
+        let known = self.group.latest().shard().machine_version >= PAUSES_SINCE_MACHINE_VERSION;
         let pause = if known { pause } else { Pause::default() };
         Resolution::Failed { failure, random: rand::random_range(0..=1000), pause }
     }

@@ -30,7 +30,7 @@ pub use keys::{decode_key, encode_key};
 pub use log::{Done, LogDb, LogOptions, LogState, ShardLog};
 pub use notes::Note;
 pub use snapshot::{Exported, Import, row_checksum};
-pub use state::{Batch, StateDb, StateOptions, View};
+pub use state::{Batch, Latest, StateDb, StateOptions, View};
 
 /// Bytes that the file system under `path` can still take.
 ///

@@ -143,6 +143,13 @@ impl StateDb {
         View { snapshot, prefix, cache, version, error: Cell::new(None) }
     }
 
+    /// The rows of a shard, each as it is when it is read. For whoever reads one row, or does not mind that another
+    /// has changed since: it costs no snapshot.
+    #[must_use]
+    pub fn latest(&self, shard: ShardId) -> Latest<'_> {
+        Latest { db: self, shard, cache: self.cache(shard), error: Cell::new(None) }
+    }
+
     /// The database as it is now, and the incarnation that is in force in it: no other comes into force, and so none
     /// is removed, between the two.
     pub(crate) fn snapshot(&self, shard: ShardId) -> (Snapshot<'_>, u32) {
@@ -482,6 +489,72 @@ impl Read for View<'_> {
 impl fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("View").finish_non_exhaustive()
+    }
+}
+
+/// A shard, row by row as it is: see [`StateDb::latest`].
+pub struct Latest<'a> {
+    db: &'a StateDb,
+    shard: ShardId,
+    cache: Arc<Mutex<RowCache>>,
+    error: Cell<Option<Error>>,
+}
+
+impl Latest<'_> {
+    /// The first error of a read. Has to be asked before what was read is used.
+    ///
+    /// # Errors
+    ///
+    /// That error.
+    pub fn check(&self) -> Result<(), Error> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    /// Reads while one incarnation is in force: those before it are removed.
+    fn in_force<T>(&self, read: impl Fn(&[u8; 6]) -> T) -> T {
+        loop {
+            let incarnation = self.db.incarnation(self.shard);
+            let found = read(&keys::prefix(self.shard, incarnation));
+            if self.db.incarnation(self.shard) == incarnation {
+                return found;
+            }
+        }
+    }
+}
+
+impl Read for Latest<'_> {
+    fn get(&self, key: &Key) -> Option<Row> {
+        if is_hot(key)
+            && let Some(row) = self.cache.lock().get(key)
+        {
+            return Some(row);
+        }
+        let read =
+            self.in_force(|prefix| self.db.db.get_pinned([&prefix[..], &keys::encode_key(key)].concat()));
+        match read {
+            Ok(Some(bytes)) => match decode(key, &bytes) {
+                Ok(row) => Some(row),
+                Err(error) => keep_first(&self.error, error),
+            },
+            Ok(None) => None,
+            Err(error) => keep_first(&self.error, error.into()),
+        }
+    }
+
+    fn scan(&self, from: &Key, to: &Key, limit: usize) -> Vec<(Key, Row)> {
+        if from >= to {
+            return Vec::new();
+        }
+        self.in_force(|prefix| {
+            let rows = scan_db(&self.db.db, prefix, from, to).take(limit);
+            rows.map_while(|row| row.map_err(|error| keep_first::<()>(&self.error, error)).ok()).collect()
+        })
+    }
+}
+
+impl fmt::Debug for Latest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Latest").field("shard", &self.shard).finish_non_exhaustive()
     }
 }
 

@@ -63,7 +63,7 @@ impl Sessions {
     /// Waits until a session has ended, at most so long; how it stands then. It has to exist.
     pub(crate) async fn wait_ended(&self, id: SessionId, timeout: Duration) -> Result<SessionStatus> {
         let group = self.group_of(id)?;
-        let status = || group.view().session(id).map_or(SessionStatus::Running, |row| row.status);
+        let status = || group.latest().session(id).map_or(SessionStatus::Running, |row| row.status);
         let ended = async {
             loop {
                 // Asked for news first, so that none is missed after the look.

@@ -183,7 +183,7 @@ impl Sessions {
 
     /// The trace that a session's client named, as far as this node knows the session.
     pub(crate) fn trace_of(&self, session: SessionId) -> Option<TraceContext> {
-        let row = self.group_of(session).ok()?.view().session(session)?;
+        let row = self.group_of(session).ok()?.latest().session(session)?;
         crate::traces::given(&row)
     }
 

@@ -78,7 +78,7 @@ impl Sessions {
             }
             Err(error) => return Err(error),
         };
-        let view = group.view();
+        let view = group.latest();
         let status = view.session(session).map_or(SessionStatus::Running, |row| row.status);
         let position = view.shard().position.0;
         view.check()?;
@@ -110,7 +110,7 @@ impl Sessions {
         definition: Arc<Definition>,
         command: Command,
     ) -> Result<Outcome> {
-        if group.view().definition(definition.hash).is_none() {
+        if group.latest().definition(definition.hash).is_none() {
             // The shard uses it for the first time.
             self.propose(group, Command::PutDefinition(definition)).await?;
         }

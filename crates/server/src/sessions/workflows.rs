@@ -48,7 +48,7 @@ impl Sessions {
         self.propose(group, Command::PutDefinition(definition)).await?;
         let apply = Command::ApplyWorkflow { tenant: tenant.into(), name: name.clone(), definition: hash };
         self.propose(group, apply).await?;
-        let row = group.view().get(&Key::Workflow(tenant.into(), name.clone()));
+        let row = group.latest().get(&Key::Workflow(tenant.into(), name.clone()));
         let version = if let Some(Row::Workflow(row)) = row { row.version } else { 0 };
         Ok(json!({"name": name, "definition": hash.to_string(), "version": version}))
     }

@@ -57,13 +57,41 @@ fn a_view_stays_as_it_was() {
     let mut batch = db.batch(ShardId(0));
     batch.put(key.clone(), Row::Item(Bytes::from_static(b"1")));
     batch.commit(b"").unwrap();
-    let view = db.view(ShardId(0));
+    let (view, latest) = (db.view(ShardId(0)), db.latest(ShardId(0)));
+    assert!(latest.get(&key).is_some());
     let mut batch = db.batch(ShardId(0));
     batch.delete(&key);
     batch.commit(b"").unwrap();
     assert!(view.get(&key).is_some());
     assert!(db.view(ShardId(0)).get(&key).is_none());
+    assert!(latest.get(&key).is_none());
     view.check().unwrap();
+    latest.check().unwrap();
+}
+
+#[test]
+fn a_row_that_was_looked_for_in_vain_is_in_the_digest_as_any_other() {
+    let temp = tempfile::tempdir().unwrap();
+    let (db, shard) = (open(temp.path()), ShardId(0));
+    let before = db.digest(shard).unwrap();
+    let keys = [0, 1].map(|item| Key::Item(session(1), ids::StepId::default(), item));
+    let put = |row: &Row| {
+        let mut batch = db.batch(shard);
+        for key in &keys {
+            let was = batch.get(key);
+            batch.put(key.clone(), row.clone());
+            assert_eq!(batch.get(key), Some(row.clone()), "after {was:?}");
+        }
+        batch.commit(b"").unwrap();
+        db.digest(shard).unwrap()
+    };
+    let (first, second) =
+        (put(&Row::Item(Bytes::from_static(b"1"))), put(&Row::Item(Bytes::from_static(b"2"))));
+    assert!(first != before && second != first);
+    let mut batch = db.batch(shard);
+    keys.iter().for_each(|key| batch.delete(key));
+    batch.commit(b"").unwrap();
+    assert_eq!(db.digest(shard).unwrap(), before);
 }
 
 /// Rows in memory are those of the newest batch; a view has rows of one batch, also if it is made while one is written.

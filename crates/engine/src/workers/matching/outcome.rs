@@ -55,7 +55,7 @@ impl Matching {
             Holder::Nobody => {}
         }
         // Nobody waits for it here, but the fence may be the one that counts.
-        if group.view().session(id.session).is_none_or(|session| session.tenant != finished.tenant) {
+        if group.latest().session(id.session).is_none_or(|session| session.tenant != finished.tenant) {
             return recorded(false);
         }
         let resolve = ResolveStep {
