@@ -5,8 +5,7 @@
 //! written, a view may be made of the database before or after it: the rows that it changes are hidden from views from
 //! before its write until after, and these read them from the database.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use machine::{EventData, Key, Row};
 
 /// Bytes of an event's value up to which the event is kept: it is read again by the next steps, and is one of many.
@@ -47,20 +46,23 @@ impl RowCache {
 
     /// The row as it is after the last batch, where it is cached.
     pub(crate) fn get(&mut self, key: &Key) -> Option<Row> {
-        self.find(key).map(|cached| cached.row.clone())
+        self.with(key, |cached| cached.row.clone())
     }
 
     /// The row as a view of this version has it, where the cache can tell.
     pub(crate) fn get_at(&mut self, key: &Key, version: u64) -> Option<Row> {
-        self.find(key).filter(|cached| cached.since <= version).map(|cached| cached.row.clone())
+        self.with(key, |cached| (cached.since <= version).then(|| cached.row.clone())).flatten()
     }
 
-    fn find(&mut self, key: &Key) -> Option<&Cached> {
-        if !self.young.contains_key(key) {
-            let (key, cached) = self.old.remove_entry(key)?;
-            self.insert(key, cached);
+    fn with<T>(&mut self, key: &Key, take: impl FnOnce(&Cached) -> T) -> Option<T> {
+        if let Some(cached) = self.young.get(key) {
+            return Some(take(cached));
         }
-        self.young.get(key)
+        // Both together stay as many as they are.
+        let (key, cached) = self.old.remove_entry(key)?;
+        let taken = take(&cached);
+        self.young.insert(key, cached);
+        Some(taken)
     }
 
     /// Keeps a row that a batch has read.
@@ -123,7 +125,8 @@ impl RowCache {
 
     fn insert(&mut self, key: Key, row: Cached) {
         if self.young.len() >= self.limit / 2 {
-            self.old = std::mem::take(&mut self.young);
+            self.old.clear();
+            std::mem::swap(&mut self.young, &mut self.old);
         }
         self.young.insert(key, row);
     }

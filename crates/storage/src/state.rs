@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hashbrown::HashSet;
 use ids::ShardId;
 use machine::{Key, Read, Row, Tables};
 use parking_lot::Mutex;
@@ -125,6 +126,7 @@ impl StateDb {
             shard,
             cache: self.cache(shard),
             overlay: RefCell::new(BTreeMap::new()),
+            absent: RefCell::default(),
             error: Cell::new(None),
         }
     }
@@ -189,6 +191,8 @@ impl StateDb {
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), Error> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
+        // Rows of a batch are in order, and many are neighbours.
+        options.set_memtable_insert_hint_per_batch(true);
         Ok(self.db.write_opt(batch, &options)?)
     }
 }
@@ -245,6 +249,8 @@ pub struct Batch<'a> {
     shard: ShardId,
     cache: Arc<Mutex<RowCache>>,
     overlay: RefCell<BTreeMap<Key, Option<Row>>>,
+    /// Rows that were looked for, and are not there: whoever puts them need not look again.
+    absent: RefCell<HashSet<Key>>,
     error: Cell<Option<Error>>,
 }
 
@@ -259,8 +265,8 @@ impl Batch<'_> {
         if let Some(error) = self.error.take() {
             return Err((error, uncommitted));
         }
-        let (db, shard) = (self.db, self.shard);
-        match write_rows(db, self.prefix, shard, &uncommitted, applied) {
+        let (db, shard, absent) = (self.db, self.shard, self.absent.into_inner());
+        match write_rows(db, self.prefix, shard, &uncommitted, &absent, applied) {
             Ok(hashes) => {
                 self.cache.lock().end_write(uncommitted.0.into_iter().zip(hashes));
                 Ok(())
@@ -291,7 +297,7 @@ impl StateDb {
         applied: &[u8],
     ) -> Result<(), (Error, Uncommitted)> {
         let prefix = keys::prefix(shard, self.incarnation(shard));
-        match write_rows(self, prefix, shard, &rows, applied) {
+        match write_rows(self, prefix, shard, &rows, &HashSet::new(), applied) {
             Ok(hashes) => {
                 self.cache(shard).lock().end_write(rows.0.into_iter().zip(hashes));
                 Ok(())
@@ -307,6 +313,7 @@ fn write_rows(
     prefix: [u8; 6],
     shard: ShardId,
     rows: &Uncommitted,
+    absent: &HashSet<Key>,
     applied: &[u8],
 ) -> Result<Vec<u128>, Error> {
     let mut batch = WriteBatch::default();
@@ -321,7 +328,9 @@ fn write_rows(
             let cached = if is_hot(key) { cache.lock().hide(key) } else { None };
             if let Some(hash) = cached {
                 digest.remove(hash);
-            } else if let Some(before) = db.db.get_pinned(&full)? {
+            } else if !absent.contains(key)
+                && let Some(before) = db.db.get_pinned(&full)?
+            {
                 digest.remove(RowDigest::row(&full[prefix.len()..], &before));
             }
         }
@@ -369,7 +378,10 @@ impl Read for Batch<'_> {
                 }
                 Some(row)
             }
-            Ok(None) => None,
+            Ok(None) => {
+                self.absent.borrow_mut().insert(key.clone());
+                None
+            }
             Err(error) => keep_first(&self.error, error),
         }
     }

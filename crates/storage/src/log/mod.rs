@@ -320,6 +320,8 @@ impl Inner {
         }
         let mut options = WriteOptions::default();
         options.set_sync(self.options.sync);
+        // Entries of a shard come in order.
+        options.set_memtable_insert_hint_per_batch(true);
         let db = self.db.read();
         let db = db.as_ref().ok_or_else(|| Error::corrupt("log", "the database is closed"))?;
         db.write_opt(batch, &options)?;
