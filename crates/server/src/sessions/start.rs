@@ -241,7 +241,7 @@ fn hash(parts: &[&str]) -> u128 {
 /// What makes two requests the same request.
 /// Whether a request has started a session before, as far as this replica knows: that is there, however much there is.
 fn is_repetition(group: &Group, tenant: &str, id: SessionId, start: &Start) -> bool {
-    let view = group.view();
+    let view = group.latest();
     match &start.idempotency_key {
         Some(key) => {
             view.get(&Key::Idempotency(tenant.into(), start.lock_key.clone(), key.clone())).is_some()
