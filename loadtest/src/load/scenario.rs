@@ -182,7 +182,7 @@ impl Work {
         let mut source = format!("name: {}\nsteps:\n", self.workflow());
         // Writing into a string does not fail.
         for step in 0..self.steps {
-            let _ = writeln!(source, "  - {{id: step-{step}, {}}}", of("input.text"));
+            let _ = writeln!(source, "  - {{id: step{step}, {}}}", of("input.text"));
         }
         if self.fan_out > 0 {
             let items: Vec<String> = (0..self.fan_out).map(|item| item.to_string()).collect();
@@ -195,7 +195,7 @@ impl Work {
             );
         }
         for signal in 0..self.signals {
-            let _ = writeln!(source, "  - {{id: wait-{signal}, wait: {{signal: go-{signal}}}}}");
+            let _ = writeln!(source, "  - {{id: wait{signal}, wait: {{signal: go-{signal}}}}}");
         }
         source
     }
