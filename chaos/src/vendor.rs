@@ -45,6 +45,8 @@ pub async fn run(seed: u64) -> anyhow::Result<Verdict> {
         rate_limit_rate: 0.15,
         hang_rate: 0.03,
         truncate_rate: 0.08,
+        // So that any seed has all of them.
+        each_within: 40,
         ..Default::default()
     };
     let first = simulated::serve(free_address()?, faulty(seed), Vec::new()).await?;

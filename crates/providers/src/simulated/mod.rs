@@ -45,6 +45,9 @@ pub struct Options {
     pub malformed_rate: f64,
     /// Booleans of made-up JSON that are true.
     pub true_rate: f64,
+    /// Each kind of fault whose rate is not 0 comes at least once within so many calls, at least 5; 0 leaves it to
+    /// chance.
+    pub each_within: u64,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             truncate_rate: 0.0,
             malformed_rate: 0.0,
             true_rate: 0.8,
+            each_within: 0,
         }
     }
 }
@@ -127,6 +131,8 @@ struct Vendor {
     counters: Counters,
     /// How often each request was made, by its hash: a repetition may fare otherwise.
     seen: Mutex<HashMap<u64, u64>>,
+    /// Calls whose fate was drawn.
+    fates: AtomicU64,
 }
 
 /// A running vendor. It stops when this is dropped.
@@ -177,6 +183,7 @@ pub async fn serve(address: SocketAddr, options: Options, rules: Vec<Rule>) -> s
         rules,
         counters: Counters::default(),
         seen: Mutex::new(HashMap::new()),
+        fates: AtomicU64::new(0),
     });
     let listener = listener.tap_io(|stream| {
         // A stream that is gone already fails when it is read.
@@ -225,6 +232,16 @@ impl Vendor {
             (self.options.truncate_rate, Fault::Truncate),
             (self.options.malformed_rate, Fault::Malformed),
         ];
+        let number = self.fates.fetch_add(1, Ordering::Relaxed);
+        for (place, (rate, fault)) in (0u64..).zip(rates) {
+            // Kinds have places of their own, which the seed chooses.
+            let kinds = rates.len() as u64;
+            let turns = self.options.each_within / kinds;
+            let turn = reply::Random::new(self.options.seed ^ place).below(turns.max(1));
+            if turns > 0 && rate > 0.0 && number == turn * kinds + place {
+                return (Duration::from_millis(latency), fault);
+            }
+        }
         let mut draw = random.share();
         for (rate, fault) in rates {
             if draw < rate {
@@ -233,5 +250,40 @@ impl Vendor {
             draw -= rate;
         }
         (Duration::from_millis(latency), Fault::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_fault_comes_within_so_many_calls() {
+        for seed in 0..200 {
+            let rate = 1e-9;
+            let options = Options {
+                seed,
+                error_rate: rate,
+                rate_limit_rate: rate,
+                hang_rate: rate,
+                truncate_rate: rate,
+                each_within: 50,
+                ..Options::default()
+            };
+            let vendor = Vendor {
+                options,
+                outage: Arc::default(),
+                rules: Vec::new(),
+                counters: Counters::default(),
+                seen: Mutex::default(),
+                fates: AtomicU64::new(0),
+            };
+            let fates: Vec<Fault> = (0..50).map(|request| vendor.fate(request).1).collect();
+            for fault in [Fault::Error, Fault::RateLimit, Fault::Hang, Fault::Truncate] {
+                let count = fates.iter().filter(|of| **of == fault).count();
+                assert_eq!(count, 1, "seed {seed}: {fault:?}: {fates:?}");
+            }
+            assert!(!fates.contains(&Fault::Malformed), "its rate is 0");
+        }
     }
 }
