@@ -16,12 +16,12 @@ const MUTANTS: [(&str, &[Fault]); 9] = [
     ("skip-fsync", &[Fault::PowerCutAll, Fault::PowerCutAll, Fault::PowerCutAll]),
     ("acknowledge-early", &[Fault::KillLeader, Fault::IsolateLeader, Fault::KillAll]),
     ("apply-before-commit", &[Fault::IsolateLeader, Fault::KillLeader, Fault::IsolateLeader]),
-    ("reply-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::Transfer]),
+    ("reply-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::KillLeader]),
     // Answers wait on the far side of the cut, while another worker is at the task.
     ("stale-dispatch", &[Fault::CutPair; 12]),
     ("reuse-node-id", &[Fault::LostDisk, Fault::LostDisk, Fault::LostDisk]),
     ("purge-too-far", &[Fault::KillFollower, Fault::KillLeader, Fault::KillAll]),
-    ("read-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::Transfer]),
+    ("read-before-apply", &[Fault::KillFollower, Fault::SlowNetwork, Fault::KillLeader]),
     ("read-without-quorum", &[Fault::IsolateLeader, Fault::MuteLeader, Fault::IsolateLeader]),
 ];
 

@@ -9,6 +9,8 @@ use chaos::{
     vendor,
 };
 
+mod command;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_kills_lose_and_double_nothing() {
     let _alone = ALONE.lock().await;
