@@ -44,7 +44,8 @@ enum Command {
         /// Nodes of the cluster.
         #[arg(long, value_parser = size, default_value = "3")]
         nodes: usize,
-        /// How long faults are injected, at least: each kind comes once in any case.
+        /// How long faults are injected, at least: each kind comes once in any case, and from 120 s on they go on until
+        /// there are 10,000 operations, for twice the time at most.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
         /// Where the report and its picture go.
@@ -62,7 +63,7 @@ enum Command {
         /// Nodes of the clusters, comma-separated.
         #[arg(long, value_parser = size, value_delimiter = ',', default_value = "3,5")]
         nodes: Vec<usize>,
-        /// How long faults are injected in each run, at least.
+        /// How long faults are injected in each run, at least: as for `run`.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
         /// Where reports go.

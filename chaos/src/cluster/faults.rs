@@ -13,7 +13,7 @@ use serde::Deserialize;
 use testkit::{Cluster, wait_until};
 use tokio::time::Instant;
 
-use super::{Options, disk, load::Load, network, releases::Releases};
+use super::{Options, disk, judge, load::Load, network, releases::Releases};
 use crate::{crash::counts, site::Shared};
 
 /// Shards of the clusters under test.
@@ -109,11 +109,15 @@ pub(super) async fn inject(
 ) -> anyhow::Result<BTreeMap<Fault, usize>> {
     let mut random = StdRng::seed_from_u64(options.seed);
     let mut fired = BTreeMap::new();
-    let until = Instant::now() + Duration::from_secs(options.seconds);
+    let asked = Duration::from_secs(options.seconds);
+    let until = Instant::now() + asked;
     let mut releases = site.lock().previous.clone().map(Releases::new);
     let (kinds, (least, most)) = (&options.scenario.faults, options.scenario.rest_ms);
     for number in 0.. {
-        if number >= options.faults && Instant::now() >= until {
+        // A slow machine takes longer, and not for ever, to have as many operations as prove something.
+        let over = Instant::now().checked_duration_since(until);
+        let is_enough = over.is_some_and(|over| judge::has_enough(load, options) || over >= asked);
+        if number >= options.faults && is_enough {
             break;
         }
         // Every kind at least once, as far as there is time.

@@ -26,6 +26,12 @@ const CHECKS_AT_ONCE: usize = 8;
 /// A run of this many seconds or more has so many operations, or proves little.
 const LONG_RUN: u64 = 120;
 const OPERATIONS_MIN: u64 = 10_000;
+
+/// Whether a run has the operations that it has to have.
+pub(super) fn has_enough(load: &Load, options: &Options) -> bool {
+    options.seconds < LONG_RUN || load.history.count() as u64 >= OPERATIONS_MIN
+}
+
 /// The share of operations that faults must have overlapped with, in such a run.
 const DURING_FAULTS_MIN: f64 = 0.2;
 
@@ -58,7 +64,7 @@ pub(super) fn report(
     if during_faults < share_min {
         proves_little.push(format!("{:.0} % of the operations were during faults", 100.0 * during_faults));
     }
-    if options.seconds >= LONG_RUN && count < OPERATIONS_MIN {
+    if !has_enough(load, options) {
         proves_little.push(format!("{count} operations; {OPERATIONS_MIN} are needed"));
     }
     verdict.lines.push(format!(

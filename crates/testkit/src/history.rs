@@ -78,6 +78,12 @@ impl History {
         self.operations.lock().clone()
     }
 
+    /// How many there are so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.operations.lock().len()
+    }
+
     /// Writes it as JSON, one line an operation.
     ///
     /// # Errors
