@@ -164,7 +164,11 @@ pub(crate) fn is_member(groups: &BTreeMap<ShardId, Group>, node: NodeId) -> bool
 pub(crate) async fn change_here(group: &Group, change: Change) -> Result<(), ChangeError> {
     let members = group.members();
     if change.is_done(&members) {
-        return Ok(());
+        // The second step of a change may be missing, if something came between the two.
+        let is_joint =
+            group.raft.metrics().borrow_watched().membership_config.membership().get_joint_config().len() > 1;
+        let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+        return if is_joint { changed(group.raft.change_membership(nobody, true).await) } else { Ok(()) };
     }
     match &change {
         Change::Add { node, member } => {
@@ -251,14 +255,21 @@ async fn check_quorum(group: &Group, voters: Vec<NodeId>) -> Result<(), ChangeEr
 }
 
 fn changed<T>(result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), ChangeError> {
-    match result {
-        Ok(_) => Ok(()),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ChangeError::NotLeader),
-        // Another change is under way: after it.
-        Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
-            ChangeMembershipError::InProgress(_),
-        ))) => Err(ChangeError::NotLeader),
-        Err(error) => Err(ChangeError::Refused(error.to_string())),
+    let error = match result {
+        Ok(_) => return Ok(()),
+        Err(RaftError::APIError(error)) => error,
+        Err(error) => return Err(ChangeError::Refused(error.to_string())),
+    };
+    match error {
+        ClientWriteError::ForwardToLeader(_)
+        // What came of it is not known. Done again, it changes nothing.
+        | ClientWriteError::LogEntryDiscarded(_)
+        // Another change is under way, or came between the two steps of this one: after it.
+        | ClientWriteError::ChangeMembershipError(
+            ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+        )
+        | ClientWriteError::PreconditionFailed(_) => Err(ChangeError::NotLeader),
+        ClientWriteError::ChangeMembershipError(error) => Err(ChangeError::Refused(error.to_string())),
     }
 }
 

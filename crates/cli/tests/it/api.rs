@@ -325,6 +325,44 @@ async fn no_more_sessions_are_started_than_there_may_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_no_memory_or_disk_left_starts_no_session() {
+    for (limit, what) in [("memory_mib", "MiB of memory"), ("disk_mib", "MiB on the disk")] {
+        let node = Fixture::start(&format!("[capacity]\n{limit} = 1\n")).await;
+        std::fs::write(node.directory().join("data/ballast"), vec![0; 2 << 20]).unwrap();
+        let body = json!({"workflow": {"name": "w", "steps": [{"id": "a", "value": "1"}]}});
+        // What is on the disk is measured now and then.
+        let refused = wait_until("a start to be refused", PATIENCE, async || {
+            let (status, said) = node.post("/v1/sessions", &body).await;
+            (status == StatusCode::TOO_MANY_REQUESTS).then_some(said)
+        });
+        let refused = refused.await.unwrap();
+        assert_eq!(refused["code"], "capacity_exceeded", "{refused}");
+        assert!(
+            refused["detail"].as_str().unwrap().contains(&format!("{what}, of 1 that there may be")),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_says_that_something_has_changed() {
+    let node = Fixture::start("").await;
+    let mut answer = node.request(Method::GET, "/v1/changes").send().await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let mut last = 0;
+    for _ in 0..2 {
+        node.start_inline(&json!({"name": "w", "steps": [{"id": "a", "value": "1"}]}), &json!(1)).await;
+        let message = tokio::time::timeout(PATIENCE, answer.chunk()).await.unwrap().unwrap().unwrap();
+        let message = std::str::from_utf8(&message).unwrap();
+        let applied =
+            message.strip_prefix("event: changed\ndata: ").and_then(|rest| rest.strip_suffix("\n\n"));
+        let applied: u64 = applied.unwrap_or_else(|| panic!("{message:?}")).parse().unwrap();
+        assert!(applied > last, "{applied} after {last}");
+        last = applied;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_too_often_is_told_when_to_come_back() {
     let (mut extra, mut env) = (String::from("[limits]\nper_tenant_per_minute = 4\n"), Vec::new());
     for tenant in ["busy", "quiet"] {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chaos::api::Api;
 use providers::simulated;
 use serde_json::{Value, json};
-use testkit::{Cluster, Hosts, Loopback, Place, free_address, wait_until};
+use testkit::{Cluster, Hosts, Loopback, Place, binary, free_address, wait_until};
 
 use crate::fixture::PATIENCE;
 
@@ -129,6 +130,40 @@ async fn breach_is_known(api: &Api, late: usize) {
     assert!(metrics.lines().any(|line| line == firing), "{metrics}");
 }
 
+/// The command line says the same, in each of its formats, and by its exit code.
+fn command_line_knows(url: &str) {
+    let sla = |args: &[&str]| {
+        let output =
+            Command::new(binary().unwrap()).arg("sla").args(args).args(["--url", url]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let line_of = |said: &str, start: &str| {
+        let line = said.lines().find(|line| line.starts_with(start));
+        line.unwrap_or_else(|| panic!("{start:?}: {said}")).to_owned()
+    };
+    let (code, said, _) = sla(&["report"]);
+    assert_eq!(code, Some(4), "a promise is broken: {said}");
+    assert!(line_of(&said, "audit ").contains("breached"), "{said}");
+    assert!(line_of(&said, "writing ").contains("met"), "{said}");
+    let (code, said, _) = sla(&["report", "--window", "1h", "--output", "json"]);
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let audit = find(&report["objectives"], "name", "audit");
+    assert_eq!((code, &audit["window"], &audit["n"]), (Some(4), &json!("1h"), &json!(SESSIONS)), "{audit}");
+    let (code, said, _) = sla(&["report", "--output", "markdown"]);
+    assert_eq!(code, Some(4));
+    assert!(line_of(&said, "| audit |").contains("| breached |"), "{said}");
+    let (code, _, said) = sla(&["report", "--window", "2h"]);
+    assert!(code != Some(0) && code != Some(4) && said.contains("24h"), "{code:?}: {said}");
+    let (code, said, _) = sla(&["alerts", "--active"]);
+    assert_eq!(code, Some(4), "an alert fires: {said}");
+    assert!(line_of(&said, "slow audits ").contains("firing"), "{said}");
+    assert!(!said.contains("node down"), "it is not active: {said}");
+    assert!(sla(&["alerts"]).1.contains("node down"));
+    let (code, said, _) = sla(&["rules"]);
+    assert!(code == Some(0) && said.starts_with("groups:") && said.contains("audit"), "{code:?}: {said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let temp = tempfile::tempdir().unwrap();
@@ -199,6 +234,7 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     for api in &apis {
         breach_is_known(api, late).await;
     }
+    command_line_knows(&cluster.url(1));
     // A node that is killed is said to be missing, and takes nothing with it; it comes back with less, and is not
     // believed. Who leads next knows what was told, and goes on.
     let leader = cluster.leader(0).await.unwrap();
