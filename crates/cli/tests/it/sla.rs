@@ -341,7 +341,7 @@ impl Drop for Prometheus {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
-    if std::process::Command::new("prometheus").arg("--version").output().is_err() {
+    if Command::new("prometheus").arg("--version").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "CI must have prometheus: `deploy/dev/setup.sh testing`");
         let text = "NOT RUN: prometheus is missing; `deploy/dev/setup.sh testing` installs it\n";
         let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
@@ -361,7 +361,7 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
     );
     std::fs::write(directory.join("prometheus.yml"), config).unwrap();
     let log = std::fs::File::create(directory.join("log")).unwrap();
-    let process = std::process::Command::new("prometheus")
+    let process = Command::new("prometheus")
         .arg(format!("--config.file={}", directory.join("prometheus.yml").display()))
         .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
         .arg(format!("--web.listen-address={address}"))
