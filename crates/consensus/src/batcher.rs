@@ -176,7 +176,7 @@ impl Batcher {
     async fn begin(&self, term: u64) -> Term {
         // Only the first time after the start of the node does this take longer than no time.
         let _ = tokio::time::timeout(COMPARE_TIMEOUT, self.clock.compared()).await;
-        let row = self.state.view(self.shard).shard();
+        let row = self.state.latest(self.shard).shard();
         let clock: &dyn Clock = self.clock.as_ref();
         // In a cluster, what most nodes say; alone, what this node remembers.
         let remembered = || self.anchor.as_ref().map(|anchor| anchor.trusted(clock));

@@ -149,7 +149,7 @@ pub(crate) async fn watch(service: Arc<Service>) {
         let groups = service.groups.read().clone();
         for (shard, group) in &groups {
             let leads = matches!(*group.leadership.borrow(), Leadership::Here { .. });
-            let position = group.view().shard().position;
+            let position = group.latest().shard().position;
             if !leads || group.voters().len() < 2 || compared.get(shard) == Some(&position) {
                 continue;
             }

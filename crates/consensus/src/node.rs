@@ -167,7 +167,7 @@ impl Node {
             StateOptions { block_cache_bytes: options.block_cache_bytes, cached_rows: 32_768 };
         let state = Arc::new(StateDb::open(&options.path.join("state"), state_options)?);
         for shard in (0..identity.shards).map(ShardId) {
-            versions::check(state.view(shard).shard().machine_version)?;
+            versions::check(state.latest(shard).shard().machine_version)?;
         }
         options.observer.restore(state.notes()?);
         let anchor = disk::read_anchor(&options.path, clock.as_ref());

@@ -64,7 +64,7 @@ pub(crate) fn check(in_force: u32) -> Result<(), Unsupported> {
 
 /// The newest rules that are in force in any shard.
 pub(crate) fn in_force(groups: &BTreeMap<ShardId, Group>) -> u32 {
-    groups.values().map(|group| group.view().shard().machine_version).max().unwrap_or(0)
+    groups.values().map(|group| group.latest().shard().machine_version).max().unwrap_or(0)
 }
 
 /// Writes the first entry of shards that begin here, which brings the newest rules into force: before other nodes
@@ -75,7 +75,7 @@ pub(crate) async fn begin(groups: BTreeMap<ShardId, Group>) {
         let leads = |lead: &Leadership| matches!(lead, Leadership::Here { .. });
         // Only who leads knows the members: those of a new shard are not there from the start.
         while leadership.wait_for(leads).await.is_ok() {
-            let is_new = group.view().shard().position == Position::default();
+            let is_new = group.latest().shard().position == Position::default();
             if !is_new || group.members().len() > 1 {
                 return;
             }
@@ -133,7 +133,7 @@ impl Node {
     /// The rules in force: the oldest of any shard.
     #[must_use]
     pub fn machine_version(&self) -> u32 {
-        let versions = self.groups().values().map(|group| group.view().shard().machine_version);
+        let versions = self.groups().values().map(|group| group.latest().shard().machine_version);
         versions.min().unwrap_or(MACHINE_VERSION)
     }
 

@@ -87,7 +87,8 @@ impl Job {
     fn plan(&self) -> Result<Plan, Failure> {
         let permanent =
             |code: &str, error: &dyn ToString| Failure::new(FailureClass::Permanent, code, error.to_string());
-        let view = self.group.view();
+        // Rows as they are: once one of them has changed under a plan, the outcome of that plan is refused.
+        let view = self.group.latest();
         let Some(session) = view.session(self.work.session).filter(|session| !session.status.is_ended())
         else {
             return Ok(Plan::Gone);
@@ -175,7 +176,7 @@ impl Job {
         &self,
         agent: &Agent,
         variables: &Value,
-        view: &storage::View<'_>,
+        view: &storage::Latest<'_>,
         row: &StepRow,
     ) -> Result<Request, evaluate::Error> {
         let mut prompt = evaluate::render(&agent.prompt, variables)?;

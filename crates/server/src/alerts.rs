@@ -71,7 +71,7 @@ fn leads(app: &App) -> Option<Group> {
     let node = app.sessions.node();
     let group = node.groups().get(&OF_SHARD)?;
     let leads = matches!(*group.leadership().borrow(), Leadership::Here { .. });
-    let known = group.view().shard().machine_version >= SINCE_MACHINE_VERSION;
+    let known = group.latest().shard().machine_version >= SINCE_MACHINE_VERSION;
     (leads && known).then(|| group.clone())
 }
 

@@ -1,9 +1,7 @@
-//! Rows of a shard in memory, decoded, for its batches and its views.
+//! Rows of a shard in memory, decoded, as they are stored.
 //!
-//! A batch reads the rows as they are; a view reads them as they were when it was made. So each cached row knows the
-//! version since which it is what it is, and a view is given those that are older than itself. While a batch is being
-//! written, a view may be made of the database before or after it: the rows that it changes are hidden from views from
-//! before its write until after, and these read them from the database.
+//! A view reads the rows as they were stored when it was made. So each cached row knows the version since which it is
+//! what it is, and a view is given those that are not newer than itself.
 
 use hashbrown::HashMap;
 use machine::{EventData, Key, Row};
@@ -11,16 +9,14 @@ use machine::{EventData, Key, Row};
 /// Bytes of an event's value up to which the event is kept: it is read again by the next steps, and is one of many.
 const VALUE_BYTES_MAX: usize = 512;
 
-/// Rows as they are after the last batch. Two generations: what is not used while the young one fills is dropped with
+/// Rows as they are stored. Two generations: what is not used while the young one fills is dropped with
 /// the old one.
 pub(crate) struct RowCache {
     young: HashMap<Key, Cached>,
     old: HashMap<Key, Cached>,
     limit: usize,
-    /// Counts batches, and everything else after which rows may be others.
+    /// Counts what is written, and everything else after which rows may be others.
     version: u64,
-    /// Whether a batch is being written, or was given up while it was.
-    is_writing: bool,
 }
 
 /// A row, and its part of the digest: of the bytes that are stored, so that they need not be read again when it
@@ -31,20 +27,17 @@ struct Cached {
     since: u64,
 }
 
-/// Since when a row is what it is that views must not see.
-const HIDDEN: u64 = u64::MAX;
-
 impl RowCache {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), limit, version: 0, is_writing: false }
+        Self { young: HashMap::new(), old: HashMap::new(), limit, version: 0 }
     }
 
-    /// The version of a view that is made from now on. To be asked for before the view's snapshot is made.
+    /// The version of a view that is made now.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// The row as it is after the last batch, where it is cached.
+    /// The row as it is stored, where it is cached.
     pub(crate) fn get(&mut self, key: &Key) -> Option<Row> {
         self.with(key, |cached| cached.row.clone())
     }
@@ -55,6 +48,9 @@ impl RowCache {
     }
 
     fn with<T>(&mut self, key: &Key, take: impl FnOnce(&Cached) -> T) -> Option<T> {
+        if !is_hot(key) {
+            return None;
+        }
         if let Some(cached) = self.young.get(key) {
             return Some(take(cached));
         }
@@ -65,41 +61,30 @@ impl RowCache {
         Some(taken)
     }
 
-    /// Keeps a row that a batch has read.
+    /// Keeps a row that was read, and is still what is stored.
     pub(crate) fn keep_read(&mut self, key: Key, row: Row, hash: u128) {
-        if is_small(&row) {
+        if is_hot(&key) && is_small(&row) {
             let since = self.version;
             self.insert(key, Cached { row, hash, since });
         }
     }
 
-    /// Keeps a row that a view of this version has read, if no batch came in between.
+    /// Keeps a row that a view of this version has read, if nothing was written since.
     pub(crate) fn keep_seen(&mut self, key: Key, row: Row, hash: u128, version: u64) {
-        if version == self.version && !self.is_writing {
+        if version == self.version {
             self.keep_read(key, row, hash);
         }
     }
 
-    /// A batch is about to be written.
-    pub(crate) fn begin_write(&mut self) {
-        self.is_writing = true;
+    /// The part in the digest of what is stored under a key, where it is cached.
+    pub(crate) fn hash(&self, key: &Key) -> Option<u128> {
+        self.young.get(key).or_else(|| self.old.get(key)).map(|cached| cached.hash)
     }
 
-    /// A row is about to change: views find it in the database. Its part of the digest, where it is cached.
-    pub(crate) fn hide(&mut self, key: &Key) -> Option<u128> {
-        let cached = match self.young.get_mut(key) {
-            Some(cached) => cached,
-            None => self.old.get_mut(key)?,
-        };
-        cached.since = HIDDEN;
-        Some(cached.hash)
-    }
-
-    /// A batch is written: these are its rows, each with its part of the digest.
-    pub(crate) fn end_write(&mut self, rows: impl IntoIterator<Item = ((Key, Option<Row>), u128)>) {
+    /// These rows are stored from now on, each with its part of the digest: newer than every view that is there.
+    pub(crate) fn written(&mut self, rows: impl IntoIterator<Item = (Key, Option<Row>, u128)>) {
         self.version += 1;
-        self.is_writing = false;
-        for ((key, row), hash) in rows {
+        for (key, row, hash) in rows {
             if !is_hot(&key) {
                 continue;
             }
@@ -134,7 +119,7 @@ impl RowCache {
 
 /// Whether a row is worth keeping: those that are read again by the next commands of their session, and by its next
 /// steps.
-pub(crate) fn is_hot(key: &Key) -> bool {
+fn is_hot(key: &Key) -> bool {
     matches!(
         key,
         Key::Shard

@@ -27,6 +27,7 @@ impl StateDb {
     ///
     /// The directory exists, or the disk refuses.
     pub fn checkpoint(&self, to: &Path) -> Result<Vec<CheckpointFile>, Error> {
+        self.flush()?;
         Checkpoint::new(&self.db)?.create_checkpoint(to)?;
         let mut files = Vec::new();
         for entry in fs::read_dir(to).map_err(Error::io(to))? {
@@ -57,6 +58,7 @@ impl StateDb {
     ///
     /// The disk refuses.
     pub fn rebase(&self, shard: ShardId, applied: &Bytes) -> Result<(), Error> {
+        self.write_out(shard)?;
         let mut batch = rocksdb::WriteBatch::default();
         batch.put(applied_key(shard, self.incarnation(shard)), applied);
         self.write(batch)?;

@@ -6,7 +6,7 @@
 //! digest; rows read back from the disk sum up to it.
 
 use ids::ShardId;
-use rocksdb::{Direction, IteratorMode, ReadOptions};
+use rocksdb::{Direction, IteratorMode, ReadOptions, Snapshot};
 use twox_hash::xxhash3_128::Hasher;
 
 use crate::{Error, StateDb, keys, state::applied_key};
@@ -63,7 +63,14 @@ impl StateDb {
     ///
     /// The disk refuses, or what is there is corrupt.
     pub fn digest(&self, shard: ShardId) -> Result<RowDigest, Error> {
-        let incarnation = self.incarnation(shard);
+        let memory = self.memory(shard);
+        let mut memory = memory.lock();
+        self.write_buffer(shard, &mut memory)?;
+        self.digest_as_written(shard, self.incarnation(shard))
+    }
+
+    /// The digest of the rows that are written. Nothing else is written meanwhile.
+    pub(crate) fn digest_as_written(&self, shard: ShardId, incarnation: u32) -> Result<RowDigest, Error> {
         if let Some(bytes) = self.db.get_pinned(digest_key(shard, incarnation))? {
             return parse(&bytes);
         }
@@ -71,7 +78,7 @@ impl StateDb {
         if self.db.get_pinned(applied_key(shard, incarnation))?.is_none() {
             return Ok(RowDigest::default());
         }
-        Ok(self.sum(shard, || {})?.digest)
+        Ok(sum(shard, &self.db.snapshot(), incarnation, || {})?.digest)
     }
 
     /// Reads every row of a shard as it is now, slowly, and compares with the digest. Waits: not for a thread that
@@ -82,7 +89,8 @@ impl StateDb {
     /// [`Error::Corrupt`] names the first row that can not be read, or says that the rows are not those that were
     /// written.
     pub fn scrub(&self, shard: ShardId) -> Result<Scrubbed, Error> {
-        let found = self.sum(shard, || std::thread::park_timeout(SCRUB_REST))?;
+        let (snapshot, incarnation) = self.snapshot(shard)?;
+        let found = sum(shard, &snapshot, incarnation, || std::thread::park_timeout(SCRUB_REST))?;
         match found.stored {
             Some(stored) if stored != found.digest => Err(Error::corrupt(
                 format!("state of shard {shard}"),
@@ -91,39 +99,38 @@ impl StateDb {
             _ => Ok(Scrubbed { rows: found.rows, digest: found.digest }),
         }
     }
+}
 
-    fn sum(&self, shard: ShardId, rest: impl Fn()) -> Result<Summed, Error> {
-        let (snapshot, incarnation) = self.snapshot(shard);
-        let stored =
-            snapshot.get_pinned(digest_key(shard, incarnation))?.map(|bytes| parse(&bytes)).transpose()?;
-        let from = keys::prefix(shard, incarnation);
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(keys::prefix(shard, incarnation + 1));
-        options.fill_cache(false);
-        options.set_verify_checksums(true);
-        let (mut digest, mut rows, mut bytes) = (RowDigest::default(), 0, 0);
-        let mut last = None;
-        for item in snapshot.iterator_opt(IteratorMode::From(&from, Direction::Forward), options) {
-            let after = |last: &Option<machine::Key>| match last {
-                Some(key) => format!("state of shard {shard}, the row after {key:?}"),
-                None => format!("state of shard {shard}, its first row"),
-            };
-            let (full, value) = item.map_err(|error| Error::corrupt(after(&last), error))?;
-            let key = keys::decode_key(&full[from.len()..])
-                .ok_or_else(|| Error::corrupt(after(&last), "not a key"))?;
-            proto::record::decode_row(&key, &value)
-                .map_err(|error| Error::corrupt(format!("state of shard {shard}, {key:?}"), error))?;
-            digest.add(RowDigest::row(&full[from.len()..], &value));
-            rows += 1;
-            bytes += full.len() + value.len();
-            if bytes >= SCRUB_BYTES {
-                bytes = 0;
-                rest();
-            }
-            last = Some(key);
+fn sum(shard: ShardId, snapshot: &Snapshot<'_>, incarnation: u32, rest: impl Fn()) -> Result<Summed, Error> {
+    let stored =
+        snapshot.get_pinned(digest_key(shard, incarnation))?.map(|bytes| parse(&bytes)).transpose()?;
+    let from = keys::prefix(shard, incarnation);
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(keys::prefix(shard, incarnation + 1));
+    options.fill_cache(false);
+    options.set_verify_checksums(true);
+    let (mut digest, mut rows, mut bytes) = (RowDigest::default(), 0, 0);
+    let mut last = None;
+    for item in snapshot.iterator_opt(IteratorMode::From(&from, Direction::Forward), options) {
+        let after = |last: &Option<machine::Key>| match last {
+            Some(key) => format!("state of shard {shard}, the row after {key:?}"),
+            None => format!("state of shard {shard}, its first row"),
+        };
+        let (full, value) = item.map_err(|error| Error::corrupt(after(&last), error))?;
+        let key =
+            keys::decode_key(&full[from.len()..]).ok_or_else(|| Error::corrupt(after(&last), "not a key"))?;
+        proto::record::decode_row(&key, &value)
+            .map_err(|error| Error::corrupt(format!("state of shard {shard}, {key:?}"), error))?;
+        digest.add(RowDigest::row(&full[from.len()..], &value));
+        rows += 1;
+        bytes += full.len() + value.len();
+        if bytes >= SCRUB_BYTES {
+            bytes = 0;
+            rest();
         }
-        Ok(Summed { digest, rows, stored })
+        last = Some(key);
     }
+    Ok(Summed { digest, rows, stored })
 }
 
 struct Summed {

@@ -37,7 +37,7 @@ impl StateDb {
         shard: ShardId,
         mut sink: impl FnMut(Exported) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (snapshot, incarnation) = self.snapshot(shard);
+        let (snapshot, incarnation) = self.snapshot(shard)?;
         let applied = snapshot.get(applied_key(shard, incarnation)).map_err(Error::from)?;
         let nothing = || Error::corrupt(format!("state of shard {shard}"), "nothing is applied");
         sink(Exported::Applied(applied.ok_or_else(nothing)?.into()))?;
@@ -188,12 +188,12 @@ impl Import {
             self.installed = point(db.incarnation(shard)).is_err();
             return Err(error);
         }
-        let cache = db.cache(shard);
+        let memory = db.memory(shard);
         let old = {
             // Together: a view has rows of one incarnation.
-            let mut incarnations = db.incarnations.lock();
-            cache.lock().clear();
-            incarnations.insert(shard, incarnation).unwrap_or(0)
+            let mut memory = memory.lock();
+            memory.clear();
+            db.incarnations.lock().insert(shard, incarnation).unwrap_or(0)
         };
         db.remove(shard, old)
     }

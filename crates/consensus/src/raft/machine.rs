@@ -176,7 +176,7 @@ impl StateMachine {
 
     /// Notes the digest of the rows before an entry, and stops this replica if most had another before an earlier one.
     fn check_digest(&self, index: u64, entry: &record::Entry) -> io::Result<()> {
-        if entry.position != Position(self.db.view(self.shard).shard().position.0 + 1) {
+        if entry.position != Position(self.db.latest(self.shard).shard().position.0 + 1) {
             return Ok(());
         }
         let mark = Mark { index, position: entry.position, digest: self.db.digest(self.shard)? };
@@ -281,8 +281,8 @@ impl StateMachine {
 
     fn write(&self, batch: storage::Batch<'_>, record: &[u8]) -> io::Result<()> {
         let mut result = batch.commit(record);
-        // A full disk is waited for: nothing is acknowledged meanwhile, and nothing is lost.
-        while let Err((error, rows)) = result {
+        // A full disk is waited for: rows that wait in memory are bounded, and nothing is lost.
+        while let Err(error) = result {
             if !error.is_no_space() {
                 return Err(error.into());
             }
@@ -291,7 +291,7 @@ impl StateMachine {
             }
             // This shard can not go on; the others, and heartbeats, do.
             tokio::task::block_in_place(|| std::thread::park_timeout(RETRY_PAUSE));
-            result = self.db.commit_again(self.shard, rows, record);
+            result = self.db.write_out(self.shard);
         }
         if self.failing.lock().take().is_some() {
             tracing::info!(shard = %self.shard, "the state is written again");
@@ -454,7 +454,7 @@ impl RaftStateMachine<Types> for StateMachine {
         *self.flushed.lock() = applied.clone();
         *self.captured.lock() = None;
         self.set_applied(applied);
-        let in_force = self.db.view(self.shard).shard().machine_version;
+        let in_force = self.db.latest(self.shard).shard().machine_version;
         versions::check(in_force).map_err(|error| self.stop_for(error.to_string()))
     }
 

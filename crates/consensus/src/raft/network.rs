@@ -196,7 +196,7 @@ impl Client {
         let known = answers.metadata().get(crate::net::header::MACHINE_VERSION);
         // Release 0.1 did not say.
         let known = known.and_then(|known| known.to_str().ok()?.parse().ok()).unwrap_or(1);
-        if self.state.view(self.shard).shard().machine_version > known {
+        if self.state.latest(self.shard).shard().machine_version > known {
             return Err(unreachable(&"its release is too old to apply entries of this shard"));
         }
         let answers = answers.into_inner();

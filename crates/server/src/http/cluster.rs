@@ -37,7 +37,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
             let value = json!({"leader": leader.map(|node| node.0), "leads_in_term": leads_in_term,
                 "term": progress.term, "voters": ids(true), "learners": ids(false), "log_from": progress.log_from,
                 "committed": progress.committed, "applied": progress.applied,
-                "position": group.view().shard().position.0});
+                "position": group.latest().shard().position.0});
             (shard.to_string(), value)
         })
         .collect();

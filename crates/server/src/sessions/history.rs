@@ -113,7 +113,7 @@ impl Sessions {
         }
         // The first command of a new shard brings the newest rules with it.
         self.propose(group, Command::PutDefinition(definition)).await?;
-        if group.view().shard().machine_version < SINCE_MACHINE_VERSION {
+        if group.latest().shard().machine_version < SINCE_MACHINE_VERSION {
             return Err(ApiError::not_supported(
                 "importing and forking sessions, before `orchestra cluster finalize`,",
             ));

@@ -157,11 +157,11 @@ impl Sessions {
 
     async fn check_owner(&self, tenant: &str, id: SessionId) -> Result<&Group> {
         let group = self.group_of(id)?;
-        if self.owned(&group.view(), tenant, id).is_err() {
+        if self.owned(&group.latest(), tenant, id).is_err() {
             // This replica may be behind: what it does not have may be there.
             self.read(group).await?;
         }
-        let view = group.view();
+        let view = group.latest();
         let found = self.owned(&view, tenant, id);
         view.check()?;
         found.map(|_| group)

@@ -16,11 +16,28 @@ fn session(unique: u128) -> SessionId {
     SessionId::new(RegionId(0), ShardId(0), unique)
 }
 
+/// A copy of what is on the disk, of a database that is never closed: a clean close would flush.
+fn crash(db: StateDb, at: &tempfile::TempDir) -> tempfile::TempDir {
+    std::mem::forget(db);
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(at.path()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "LOCK" {
+            match std::fs::copy(entry.path(), copy.path().join(entry.file_name())) {
+                // The database removes what it does not need any more.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => assert!(copied.is_ok(), "{copied:?}"),
+            }
+        }
+    }
+    copy
+}
+
 #[test]
 fn a_crash_keeps_what_was_flushed_with_what_was_applied() {
     let temp = tempfile::tempdir().unwrap();
     let shard = ShardId(3);
-    {
+    let db = {
         let db = open(temp.path());
         for position in 1..=2u64 {
             let mut batch = db.batch(shard);
@@ -35,15 +52,9 @@ fn a_crash_keeps_what_was_flushed_with_what_was_applied() {
         }
         assert_eq!(db.view(shard).shard().position, Position(2));
         assert_eq!(db.applied(shard).unwrap().unwrap(), "applied 2");
-        // Not closed: a clean close would flush.
-        std::mem::forget(db);
-    }
-    std::fs::remove_file(temp.path().join("LOCK")).ok();
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(temp.path()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+        db
+    };
+    let copy = crash(db, &temp);
     let db = open(copy.path());
     assert_eq!(db.view(shard).shard().position, Position(1));
     assert_eq!(db.applied(shard).unwrap().unwrap(), "applied 1");
@@ -247,47 +258,90 @@ fn a_row_that_changed_since_it_was_written_is_an_error() {
     assert!(proto::record::decode_row(&key, &bytes).is_err());
 }
 
-/// The batch over RocksDB reads like the tables in memory, whatever was written before and in it.
+/// What is done to a shard.
 #[derive(Debug, Clone)]
 enum Op {
     Put(u8, u8),
     Delete(u8),
     Commit,
+    /// Somebody makes a view, or it is time.
+    WriteOut,
+    Flush,
 }
 
+fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        6 => (0u8..40, any::<u8>()).prop_map(|(key, value)| Op::Put(key, value)),
+        4 => (0u8..40).prop_map(Op::Delete),
+        3 => Just(Op::Commit),
+        1 => Just(Op::WriteOut),
+        1 => Just(Op::Flush),
+    ];
+    proptest::collection::vec(op, 1..len)
+}
+
+/// Keys of every kind that storage tells apart: cached or not, put once or again and again.
 fn key(number: u8) -> Key {
-    match number % 3 {
+    match number % 4 {
         0 => Key::Timer(Timestamp(u64::from(number)), session(1), TimerKind::Retention),
         1 => Key::Event(session(u128::from(number / 16)), Seq(u64::from(number))),
+        2 => Key::Pending(session(3), ids::StepId::new(ids::ScopeId(number.into()), 0)),
         _ => Key::Signal(session(2), format!("s{}", number / 8), Seq(u64::from(number))),
     }
 }
 
+fn row(key: &Key, value: u8) -> Row {
+    match key {
+        Key::Event(_, seq) => {
+            let data = machine::EventData::ItemFailed { index: value.into() };
+            Row::Event(machine::Event { seq: *seq, at: Timestamp(0), step: None, data }, Digest::default())
+        }
+        Key::Pending(..) => Row::Pending(PendingRow {
+            attempt: ids::Attempt(1),
+            dispatch: ids::Dispatch(value.into()),
+            work: true,
+            external: false,
+        }),
+        _ => Row::Present,
+    }
+}
+
+/// Flushes after which nothing goes on in the database: with more, its files are merged in the background, and a copy
+/// of it has some of before and some of after.
+const FLUSHES: usize = 3;
+
+/// Takes those out that no apply does: nothing is put again under the keys of what has happened.
+fn possible(ops: Vec<Op>) -> Vec<Op> {
+    let (mut put, mut flushes) = (std::collections::BTreeSet::new(), 0);
+    let possible = |op: &Op| match op {
+        Op::Put(number, _) if matches!(key(*number), Key::Event(..) | Key::Signal(..)) => put.insert(*number),
+        Op::Flush => {
+            flushes += 1;
+            flushes <= FLUSHES
+        }
+        _ => true,
+    };
+    ops.into_iter().filter(possible).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Batches, views and what is read row by row are like tables in memory, whatever was written before and when.
     #[test]
-    fn a_batch_reads_like_memory(ops in proptest::collection::vec(prop_oneof![
-        (0u8..40, any::<u8>()).prop_map(|(key, value)| Op::Put(key, value)),
-        (0u8..40).prop_map(Op::Delete),
-        Just(Op::Commit),
-    ], 1..60), limit in 1usize..20) {
+    fn a_shard_reads_like_memory(ops in ops(80), limit in 1usize..20) {
         let temp = tempfile::tempdir().unwrap();
-        let db = Arc::new(open(temp.path()));
-        let mut memory = machine::MemoryTables::default();
-        let mut batch = db.batch(ShardId(0));
-        let row = |key: &Key, value: u8| match key {
-            Key::Event(_, seq) => {
-                let data = machine::EventData::ItemFailed { index: value.into() };
-                Row::Event(machine::Event { seq: *seq, at: Timestamp(0), step: None, data }, Digest::default())
-            }
-            _ => Row::Present,
-        };
-        for op in ops {
+        let (db, shard) = (open(temp.path()), ShardId(0));
+        let (mut memory, mut committed) = (machine::MemoryTables::default(), machine::MemoryTables::default());
+        let mut batch = db.batch(shard);
+        let all = (Key::Shard, Key::ByTenant(String::new(), 0, session(0)));
+        let ranges = [all, (key(1), key(37)), (key(2), key(38))];
+        for op in possible(ops) {
             match op {
                 Op::Put(number, value) => {
-                    let key = key(number);
-                    memory.put(key.clone(), row(&key, value));
-                    batch.put(key.clone(), row(&key, value));
+                    let (key, row) = (key(number), row(&key(number), value));
+                    memory.put(key.clone(), row.clone());
+                    batch.put(key, row);
                 }
                 Op::Delete(number) => {
                     memory.delete(&key(number));
@@ -295,17 +349,114 @@ proptest! {
                 }
                 Op::Commit => {
                     prop_assert!(batch.commit(b"").is_ok());
-                    batch = db.batch(ShardId(0));
+                    committed = memory.clone();
+                    batch = db.batch(shard);
                 }
+                Op::WriteOut => db.write_out(shard).unwrap(),
+                Op::Flush => db.flush().unwrap(),
             }
-            for number in [0, 1, 2, 17, 39] {
+            let latest = db.latest(shard);
+            for number in [0, 1, 2, 3, 17, 18, 38, 39] {
                 prop_assert_eq!(batch.get(&key(number)), memory.get(&key(number)));
+                prop_assert_eq!(latest.get(&key(number)), committed.get(&key(number)));
             }
-            let all = (Key::Shard, Key::ByTenant(String::new(), 0, session(0)));
-            for (from, to) in [all, (key(1), key(37)), (key(2), key(38))] {
-                prop_assert_eq!(batch.scan(&from, &to, limit), memory.scan(&from, &to, limit));
+            for (from, to) in &ranges {
+                prop_assert_eq!(batch.scan(from, to, limit), memory.scan(from, to, limit));
+                prop_assert_eq!(latest.scan(from, to, limit), committed.scan(from, to, limit));
             }
         }
+        drop(batch);
+        let view = db.view(shard);
+        for number in 0..40 {
+            prop_assert_eq!(view.get(&key(number)), committed.get(&key(number)));
+        }
+        for (from, to) in &ranges {
+            prop_assert_eq!(view.scan(from, to, limit), committed.scan(from, to, limit));
+        }
+        view.check().unwrap();
+        // The digest that was kept up to date is that of the rows.
+        db.scrub(shard).unwrap();
+    }
+
+    /// Whatever was in memory only is lost, and what is left is what one commit has made of it.
+    #[test]
+    fn a_crash_keeps_a_prefix_of_what_was_applied(ops in ops(120)) {
+        let temp = tempfile::tempdir().unwrap();
+        let (db, shard) = (open(temp.path()), ShardId(0));
+        let mut states = vec![machine::MemoryTables::default()];
+        let mut memory = machine::MemoryTables::default();
+        let mut batch = db.batch(shard);
+        let mut flushed = 0;
+        for op in possible(ops) {
+            match op {
+                Op::Put(number, value) => {
+                    memory.put(key(number), row(&key(number), value));
+                    batch.put(key(number), row(&key(number), value));
+                }
+                Op::Delete(number) => {
+                    memory.delete(&key(number));
+                    batch.delete(&key(number));
+                }
+                Op::Commit => {
+                    prop_assert!(batch.commit(states.len().to_string().as_bytes()).is_ok());
+                    states.push(memory.clone());
+                    batch = db.batch(shard);
+                }
+                Op::WriteOut => db.write_out(shard).unwrap(),
+                Op::Flush => {
+                    db.flush().unwrap();
+                    flushed = states.len() - 1;
+                }
+            }
+        }
+        drop(batch);
+        let copy = crash(db, &temp);
+        let db = open(copy.path());
+        let applied = db.applied(shard).unwrap();
+        let applied: usize = applied.map_or(0, |applied| std::str::from_utf8(&applied).unwrap().parse().unwrap());
+        prop_assert_eq!(applied, flushed);
+        let all = (Key::Shard, Key::ByTenant(String::new(), 0, session(0)));
+        prop_assert_eq!(db.view(shard).scan(&all.0, &all.1, 100), states[applied].scan(&all.0, &all.1, 100));
+        db.scrub(shard).unwrap();
+    }
+}
+
+/// Rows are written when there are many, or much is in them: without a flush, and without anybody who looks.
+#[test]
+fn what_waits_in_memory_is_bounded() {
+    let shard = ShardId(0);
+    for (rows, bytes) in [(2_000, 10), (20, 100_000)] {
+        let temp = tempfile::tempdir().unwrap();
+        let db = open(temp.path());
+        let stored = |db: &StateDb| {
+            let named = |(name, value): (&'static str, u64)| (name == "keys_estimated").then_some(value);
+            db.properties().into_iter().find_map(named).unwrap()
+        };
+        let key = |number| Key::Item(session(1), ids::StepId::default(), number);
+        for number in 0..rows {
+            let mut batch = db.batch(shard);
+            batch.put(key(number), Row::Item(vec![b'x'; bytes].into()));
+            batch.commit(b"").unwrap();
+            if number == 0 {
+                assert_eq!(stored(&db), 0, "one row waits for others");
+            }
+        }
+        assert!(stored(&db) > u64::from(rows) / 3, "{} of {rows} rows", stored(&db));
+        // Those that come and go between two writes are never stored.
+        db.write_out(shard).unwrap();
+        let before = stored(&db);
+        for number in rows..rows + 10 {
+            let mut batch = db.batch(shard);
+            assert!(batch.get(&key(number)).is_none());
+            batch.put(key(number), Row::Item(Bytes::new()));
+            batch.commit(b"").unwrap();
+            let mut batch = db.batch(shard);
+            batch.delete(&key(number));
+            batch.commit(b"").unwrap();
+        }
+        db.write_out(shard).unwrap();
+        assert!(stored(&db) <= before + 2, "{before} keys, then {}", stored(&db));
+        db.scrub(shard).unwrap();
     }
 }
 
