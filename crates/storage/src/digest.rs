@@ -81,7 +81,7 @@ impl StateDb {
         Ok(sum(shard, &self.db.snapshot(), incarnation, || {})?.digest)
     }
 
-    /// Reads every row of a shard as it is now, slowly, and compares with the digest. Waits: not for a thread that
+    /// Reads every row of a shard that is stored, slowly, and compares with the digest. Waits: not for a thread that
     /// others wait for.
     ///
     /// # Errors
@@ -89,21 +89,32 @@ impl StateDb {
     /// [`Error::Corrupt`] names the first row that can not be read, or says that the rows are not those that were
     /// written.
     pub fn scrub(&self, shard: ShardId) -> Result<Scrubbed, Error> {
-        let (snapshot, incarnation) = self.snapshot(shard)?;
+        // What waits in memory is left there: to write it takes the digest, and where that is damaged, rows may be.
+        let (snapshot, incarnation) = self.stored(shard);
         let found = sum(shard, &snapshot, incarnation, || std::thread::park_timeout(SCRUB_REST))?;
-        match found.stored {
-            Some(stored) if stored != found.digest => Err(Error::corrupt(
+        let place = || format!("state of shard {shard}, the digest of its rows");
+        let stored = snapshot.get_pinned(digest_key(shard, incarnation));
+        match stored.map_err(|error| Error::corrupt(place(), error))? {
+            Some(stored) if parse(&stored)? != found.digest => Err(Error::corrupt(
                 format!("state of shard {shard}"),
-                format!("its {} rows sum up to {}, but {stored} was written", found.rows, found.digest),
+                format!(
+                    "its {} rows sum up to {}, but {} was written",
+                    found.rows,
+                    found.digest,
+                    parse(&stored)?
+                ),
             )),
-            _ => Ok(Scrubbed { rows: found.rows, digest: found.digest }),
+            _ => Ok(found),
         }
     }
 }
 
-fn sum(shard: ShardId, snapshot: &Snapshot<'_>, incarnation: u32, rest: impl Fn()) -> Result<Summed, Error> {
-    let stored =
-        snapshot.get_pinned(digest_key(shard, incarnation))?.map(|bytes| parse(&bytes)).transpose()?;
+fn sum(
+    shard: ShardId,
+    snapshot: &Snapshot<'_>,
+    incarnation: u32,
+    rest: impl Fn(),
+) -> Result<Scrubbed, Error> {
     let from = keys::prefix(shard, incarnation);
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(keys::prefix(shard, incarnation + 1));
@@ -130,13 +141,7 @@ fn sum(shard: ShardId, snapshot: &Snapshot<'_>, incarnation: u32, rest: impl Fn(
         }
         last = Some(key);
     }
-    Ok(Summed { digest, rows, stored })
-}
-
-struct Summed {
-    digest: RowDigest,
-    rows: u64,
-    stored: Option<RowDigest>,
+    Ok(Scrubbed { rows, digest })
 }
 
 /// What a scrub has read.

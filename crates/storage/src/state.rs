@@ -141,6 +141,13 @@ impl StateDb {
         Ok((self.db.snapshot(), self.incarnation(shard)))
     }
 
+    /// The database with what a shard has written, and the incarnation that is in force in it.
+    pub(crate) fn stored(&self, shard: ShardId) -> (Snapshot<'_>, u32) {
+        let memory = self.memory(shard);
+        let _memory = memory.lock();
+        (self.db.snapshot(), self.incarnation(shard))
+    }
+
     /// Writes what a shard has applied and not written. It is on disk when it is flushed.
     ///
     /// # Errors

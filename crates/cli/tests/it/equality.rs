@@ -10,11 +10,17 @@ use testkit::{Cluster, binary, wait_until};
 
 use crate::fixture::PATIENCE;
 
+/// Bytes that no compression shortens much, so that the rows make up nearly all of a table file.
+fn noise(number: usize) -> String {
+    let words = (0..125_u64).map(|at| (number as u64 * 1_000 + at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    words.map(|word| format!("{:016x}", (word ^ (word >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9))).collect()
+}
+
 /// Sessions that wait, so that every shard has rows.
 async fn fill(http: &reqwest::Client, cluster: &Cluster, count: usize) {
     let waits = json!({"name": "waits", "steps": [{"id": "a", "wait": {"signal": "s"}}]});
     for number in 0..count {
-        let body = json!({"workflow": waits, "input": "x".repeat(2_000 + number)});
+        let body = json!({"workflow": waits, "input": noise(number)});
         let answer = http.post(format!("{}/v1/sessions", cluster.url(0))).json(&body).send().await.unwrap();
         assert!(answer.status().is_success());
     }
