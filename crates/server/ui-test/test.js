@@ -124,6 +124,8 @@ try {
   await page.getByRole('link', { name: approved.id }).click();
   await page.getByRole('heading', { level: 1, name: approved.id }).waitFor();
   await page.getByText('an approval').waitFor();
+  // Opened now, and still open when the session has ended.
+  await page.getByText('Input and output').click();
   await page.getByRole('button', { name: 'Approve' }).click();
   await page.getByText('signal `go`').waitFor();
   assert.equal(await page.getByLabel('Signal').inputValue(), 'go');
@@ -135,7 +137,6 @@ try {
   await page.getByText('the result', { exact: true }).waitFor();
   // What comes after what, as a picture.
   await page.getByRole('region', { name: 'Graph' }).getByText('draft', { exact: true }).waitFor();
-  await page.getByText('Input and output').click();
   await page.getByText('<b>bold</b>').waitFor();
   // Another session that goes on from before the decision, and waits for it again.
   await page.getByRole('button', { name: 'Fork after event 2', exact: true }).click();

@@ -15,6 +15,17 @@ export function h(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Draws a place anew. What was opened in it stays open, and what of it had the focus keeps it.
+export function redraw(place, ...children) {
+  const focused = place.contains(document.activeElement) && document.activeElement.tagName === 'SUMMARY' ? document.activeElement.textContent : null;
+  const opened = new Set([...place.querySelectorAll('details[open] > summary')].map((summary) => summary.textContent));
+  place.replaceChildren(...children);
+  for (const summary of place.querySelectorAll('details > summary')) {
+    summary.parentElement.open = opened.has(summary.textContent);
+    if (summary.textContent === focused) summary.focus({ preventScroll: true });
+  }
+}
+
 export function table(caption, columns, rows) {
   const head = columns.map(({ title, number }) => h('th', { scope: 'col', class: number && 'number' }, title));
   const body = rows.map((row) => h('tr', {}, columns.map(({ cell, number, text }) =>

@@ -2,7 +2,7 @@
 // person can do about it.
 
 import { follow, get, post } from '/ui/api.js';
-import { h, ms, state, table, usd, when } from '/ui/dom.js';
+import { h, ms, redraw, state, table, usd, when } from '/ui/dom.js';
 
 const ENDED = ['completed', 'failed', 'canceled'];
 
@@ -190,7 +190,7 @@ export async function session({ argument, signal }) {
   const draw = async () => {
     const [of, described] = await Promise.all([get(path, signal), get(`${path}/describe`, signal)]);
     const { usage } = of;
-    above.replaceChildren(
+    redraw(above,
       h('p', {}, state(of.status), ` · ${of.workflow} · begun `, when(of.created_at), of.ended_at ? [' · ended ', when(of.ended_at)] : ''),
       h('p', { class: 'quiet' }, `${usage.steps} steps, ${usage.tokens_in} tokens in, ${usage.tokens_out} out, ${usd(usage.cost_microusd)}; ${of.events} events`),
       of.error ? h('p', { class: 'bad' }, `${of.error.code}: ${of.error.message}`) : '',
