@@ -37,6 +37,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long ago what a node has may have been all that there was, when it becomes a voter.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_millis(300);
 const CATCH_UP_POLL: Duration = Duration::from_millis(10);
+/// How long a voter may owe an answer before it counts as away.
+const AWAY_AFTER: Duration = Duration::from_secs(10);
 
 /// What the cluster knows of a node. Addresses are `host:port`, where the host may be a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -238,14 +240,29 @@ async fn caught_up(group: &Group, node: NodeId) -> Result<(), ChangeError> {
 }
 
 /// Refuses a change after which most voters would be away: it could not be decided, nor could anything after it.
+/// Whoever is slow is asked again, and is not away yet.
 async fn check_quorum(group: &Group, voters: Vec<NodeId>) -> Result<(), ChangeError> {
-    let asked = voters.iter().map(|node| async move {
-        let body = request::Body::Greet(peer::Empty {});
-        *node == group.node() || group.links.control(*node, group.shard, body, ASK_TIMEOUT).await.is_ok()
-    });
-    let here = futures_util::future::join_all(asked).await.into_iter().filter(|answered| *answered).count();
-    if 2 * here > voters.len() {
-        return Ok(());
+    let until = Instant::now() + AWAY_AFTER;
+    let mut asked: FuturesUnordered<_> = voters
+        .iter()
+        .map(|node| async move {
+            let ask =
+                || group.links.control(*node, group.shard, request::Body::Greet(peer::Empty {}), ASK_TIMEOUT);
+            while *node != group.node() && ask().await.is_err() {
+                if Instant::now() >= until {
+                    return false;
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            true
+        })
+        .collect();
+    let mut here = 0;
+    while let Some(answered) = asked.next().await {
+        here += usize::from(answered);
+        if 2 * here > voters.len() {
+            return Ok(());
+        }
     }
     Err(ChangeError::Refused(format!(
         "of the {} voters that would be left, {here} answer: the shard could decide nothing more. Bring the others back, \
