@@ -135,6 +135,22 @@ async fn no_voter_is_removed_without_whom_nothing_could_be_decided() {
     completes(&api, "one-was-removed").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_is_slow_is_not_away() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    cluster.pause(1).unwrap();
+    let url = format!("{}/v1/cluster/remove", cluster.url(0));
+    let removal = reqwest::Client::new().post(url).json(&json!({"node": "node-2"})).send();
+    let removal = tokio::spawn(removal);
+    // Longer than one answer is waited for.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!removal.is_finished(), "{:?}", removal.await.unwrap().unwrap().text().await);
+    cluster.resume(1).unwrap();
+    let answer = removal.await.unwrap().unwrap();
+    assert!(answer.status().is_success(), "{:?}\n{}", answer.text().await, cluster.log_tails());
+}
+
 /// With one of three away, a fourth that counted before it has caught up would hold up every write.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_node_counts_once_it_has_caught_up() {
