@@ -68,7 +68,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Compares the replicas of every shard at one position. Exit code 4 if they are not all equal.
+    /// Compares the replicas of every shard at one position. Exit code 4 if they are not all equal, or if some could
+    /// not be asked within 15 s, as that of a node that is down.
     Verify {
         /// Has every node read all its stored rows as well; the first damaged one is named. Takes a while.
         #[arg(long)]

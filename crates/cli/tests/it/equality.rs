@@ -95,6 +95,22 @@ async fn a_replica_that_differs_is_stopped_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_compared_across_an_election_and_the_return_of_a_node() {
+    let temp = tempfile::tempdir().unwrap();
+    let http = reqwest::Client::new();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    fill(&http, &cluster, 8).await;
+    let led = cluster.leader(0).await.unwrap();
+    let asked = cluster.members().into_iter().find(|node| *node != led).unwrap();
+    cluster.kill(led).unwrap();
+    let verified = http.post(format!("{}/v1/cluster/verify", cluster.url(asked))).json(&json!({})).send();
+    let verified = tokio::spawn(verified);
+    cluster.restart(led).await.unwrap();
+    let verified: Value = verified.await.unwrap().unwrap().json().await.unwrap();
+    assert_eq!(verified["equal"], true, "{verified}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_was_changed_is_found() {
     let temp = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(temp.path(), 1, "").await.unwrap();

@@ -1,9 +1,9 @@
 //! Nodes that go.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use serde_json::{Value, json};
-use testkit::{Cluster, wait_until};
+use testkit::{Cluster, binary, wait_until};
 
 use crate::fixture::PATIENCE;
 
@@ -45,4 +45,33 @@ async fn nodes_can_be_taken_out_at_once() {
         (!shards.is_empty() && shards.iter().all(settled)).then_some(())
     });
     left.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_is_replaced_by_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
+    let url = cluster.url(0);
+    let replace = |node: &str, with: &str, timeout: &str| {
+        let arguments = ["cluster", "replace", node, "--with", with, "--timeout", timeout, "--url", &url];
+        let output = Command::new(binary().unwrap()).args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|of| String::from_utf8_lossy(&of).into_owned());
+        (output.status.success(), said.concat())
+    };
+    cluster.kill(2).unwrap();
+    // Nobody is taken out before the one in its place is there.
+    let (done, said) = replace("node-2", "node-3", "1");
+    assert!(!done && said.contains("node-3"), "{said}");
+    let added = cluster.add().await.unwrap();
+    let (done, said) = replace("node-9", &format!("node-{added}"), "60");
+    assert!(!done && said.contains("node-9"), "{said}");
+    let (done, said) = replace("node-2", &format!("node-{added}"), "60");
+    assert!(done, "{said}\n{}", cluster.log_tails());
+    let status = cluster.status(0).await.unwrap();
+    let names: Vec<&str> =
+        status["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
+    assert!(names.len() == 3 && names.contains(&"node-3") && !names.contains(&"node-2"), "{status}");
+    for shard in status["shards"].as_object().unwrap().values() {
+        assert_eq!(shard["voters"].as_array().unwrap().len(), 3, "{status}");
+    }
 }

@@ -1,6 +1,13 @@
 //! A new node takes in a shard whose log begins too late for it; a node of another cluster is let in nowhere.
 
+use bytes::Bytes;
+use ids::ShardId;
+use proto::peer::{
+    Rows, SnapshotEnd, SnapshotHead, SnapshotPart, peer_service_client::PeerServiceClient,
+    snapshot_part::Part,
+};
 use serde_json::{Value, json};
+use storage::{StateDb, StateOptions};
 use testkit::{Cluster, wait_until};
 
 use crate::fixture::PATIENCE;
@@ -73,4 +80,87 @@ async fn a_peer_of_another_cluster_is_refused() {
     let refused = client.admit(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains("this node is of cluster"), "{}", refused.message());
+}
+
+/// Sends a node what is to be the state of its shard, as a peer of its cluster: what it says to that.
+async fn send_state(cluster: &Cluster, parts: Vec<Part>) -> tonic::Status {
+    let mut peer = PeerServiceClient::connect(format!("http://{}", cluster.peer(0))).await.unwrap();
+    let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
+    let mut request = tonic::Request::new(tokio_stream::iter(parts));
+    let status = cluster.status(0).await.unwrap();
+    let headers = [
+        ("orchestra-cluster", status["cluster"].as_str().unwrap().to_owned()),
+        ("orchestra-from", "1".to_owned()),
+        ("orchestra-to", status["node"].to_string()),
+        ("orchestra-start", "1-1".to_owned()),
+        ("orchestra-machine-version", status["feature_level"].to_string()),
+    ];
+    for (name, value) in headers {
+        request.metadata_mut().insert(name, value.parse().unwrap());
+    }
+    peer.install_snapshot(request).await.unwrap_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_changed_on_the_way_is_not_taken() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 1, "").await.unwrap();
+    let http = reqwest::Client::new();
+    let waits = json!({"name": "waits", "steps": [{"id": "a", "wait": {"signal": "s"}}]});
+    let body = json!({"workflow": waits, "id": "ses_00001_00000000000000000007"});
+    let answer = http.post(format!("{}/v1/sessions", cluster.url(0))).json(&body).send().await.unwrap();
+    assert!(answer.status().is_success());
+    // The shard as it is, for a peer.
+    assert_eq!(cluster.stop(0).await.unwrap(), Some(0));
+    let shard = ShardId(1);
+    let (mut applied, mut rows) = (Bytes::new(), Vec::new());
+    {
+        let options = StateOptions { block_cache_bytes: 1 << 20, cached_rows: 16 };
+        let db = StateDb::open(&temp.path().join("node-0/data/state"), options).unwrap();
+        db.export(shard, |part| {
+            match part {
+                storage::Exported::Applied(of) => applied = of,
+                storage::Exported::Rows(of) => rows.extend(of),
+            }
+            Ok::<_, storage::Error>(())
+        })
+        .unwrap();
+    }
+    cluster.restart(0).await.unwrap();
+    let sum = rows.iter().fold(0, |sum, (key, value)| storage::row_checksum(sum, key, value));
+    let end = |rows: usize| Part::End(SnapshotEnd { rows: rows as u64, crc32c: sum });
+    let head =
+        Part::Head(SnapshotHead { shard: 1, vote: Some(proto::record::raft::Vote::default()), applied });
+    let of = |rows: &[(Bytes, Bytes)]| {
+        let (keys, values) = rows.iter().cloned().unzip();
+        Part::Rows(Rows { keys, values })
+    };
+    let mut changed = rows.clone();
+    let mut value = changed[0].1.to_vec();
+    *value.last_mut().unwrap() ^= 1;
+    changed[0].1 = value.into();
+    for (parts, reason) in [
+        (vec![head.clone(), of(&changed), end(rows.len())], "changed on the way"),
+        (vec![head.clone(), of(&rows[1..]), end(rows.len())], "rows are missing"),
+        (vec![head.clone(), of(&rows)], "ended before its end"),
+        (vec![of(&rows), end(rows.len())], "begins with its head"),
+    ] {
+        let refused = send_state(&cluster, parts).await;
+        assert!(refused.message().contains(reason), "{refused:?}");
+    }
+    // What the node has is what it had, also after what was staged is swept away.
+    for _ in 0..2 {
+        let session = format!("{}/v1/sessions/ses_00001_00000000000000000007", cluster.url(0));
+        let session: Value = http.get(session).send().await.unwrap().json().await.unwrap();
+        assert_eq!(session["status"], "waiting", "{session}");
+        let verified =
+            http.post(format!("{}/v1/cluster/verify", cluster.url(0))).json(&json!({"scrub": true}));
+        let verified: Value = verified.send().await.unwrap().json().await.unwrap();
+        assert!(
+            verified["scrubbed"].as_array().unwrap().iter().all(|of| of["problem"].is_null()),
+            "{verified}"
+        );
+        cluster.kill(0).unwrap();
+        cluster.restart(0).await.unwrap();
+    }
 }

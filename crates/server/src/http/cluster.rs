@@ -1,13 +1,14 @@
 //! Routes of the cluster: who belongs to it, and who leads.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
-use consensus::{Change, Leadership, Membership};
+use consensus::{Change, Group, Leadership, Membership};
 use ids::{NodeId, ShardId};
 use machine::Read as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{Admin, Body, Tenant, parse};
 use crate::{
@@ -16,6 +17,10 @@ use crate::{
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
+
+/// How long the replicas of a shard are compared again that could not all be asked.
+const COMPARE_WITHIN: Duration = Duration::from_secs(15);
+const COMPARE_PAUSE: Duration = Duration::from_millis(250);
 
 /// What this node knows of the cluster and of itself.
 pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json<Value> {
@@ -181,31 +186,38 @@ struct Verify {
     scrub: bool,
 }
 
+/// Compares the replicas of a shard, and again while its leader or some replica can not be asked: that may be an
+/// election, or a node that comes back.
+async fn compare(shard: ShardId, group: &Group, until: Instant) -> Value {
+    loop {
+        let compared = group.compare().await;
+        let voters = group.members().values().filter(|of| of.voter).count();
+        let state = match &compared {
+            None => "unknown",
+            Some(comparison) if comparison.differs() => "differs",
+            Some(comparison) if comparison.digests.len() == voters => "equal",
+            Some(_) => "incomplete",
+        };
+        if matches!(state, "unknown" | "incomplete") && Instant::now() < until {
+            tokio::time::sleep(COMPARE_PAUSE).await;
+            continue;
+        }
+        let Some(comparison) = compared else { return json!({"shard": shard.0, "state": state}) };
+        let digests: BTreeMap<String, String> =
+            comparison.digests.iter().map(|(node, digest)| (node.to_string(), digest.to_string())).collect();
+        return json!({"shard": shard.0, "state": state, "position": comparison.position.0, "digests": digests});
+    }
+}
+
 /// Compares the replicas of every shard at one position; with `scrub`, has every node read all its rows as well.
 pub(super) async fn verify(State(app): State<Arc<App>>, _admin: Admin, body: Body) -> Result<Json<Value>> {
     let request: Verify = parse(body)?;
     let node = app.sessions.node();
-    let mut equal = true;
-    let mut shards = Vec::new();
-    for (shard, group) in node.groups() {
-        let voters = group.members().values().filter(|of| of.voter).count();
-        let Some(comparison) = group.compare().await else {
-            equal = false;
-            shards.push(json!({"shard": shard.0, "state": "unknown"}));
-            continue;
-        };
-        let differs = comparison.differs();
-        let state = match (differs, comparison.digests.len() == voters) {
-            (true, _) => "differs",
-            (false, true) => "equal",
-            (false, false) => "incomplete",
-        };
-        equal &= state == "equal";
-        let digests: BTreeMap<String, String> =
-            comparison.digests.iter().map(|(node, digest)| (node.to_string(), digest.to_string())).collect();
-        shards.push(json!({"shard": shard.0, "state": state, "position": comparison.position.0,
-            "digests": digests}));
-    }
+    let until = Instant::now() + COMPARE_WITHIN;
+    let groups = node.groups();
+    let compared = groups.iter().map(|(shard, group)| compare(*shard, group, until));
+    let shards = futures_util::future::join_all(compared).await;
+    let mut equal = shards.iter().all(|of| of["state"] == "equal");
     let mut scrubbed = Vec::new();
     if request.scrub {
         let peers = node.peers();
