@@ -66,10 +66,7 @@ async fn a_peer_of_another_cluster_is_refused() {
     assert_eq!(ours.status(0).await.unwrap()["cluster"], cluster.as_str());
     assert_eq!(theirs.status(0).await.unwrap()["nodes"].as_array().unwrap().len(), 1);
     // Who calls as a node of another cluster is told so.
-    let mut client =
-        proto::peer::peer_service_client::PeerServiceClient::connect(format!("http://{}", theirs.peer(0)))
-            .await
-            .unwrap();
+    let mut client = PeerServiceClient::connect(format!("http://{}", theirs.peer(0))).await.unwrap();
     let mut request = tonic::Request::new(proto::peer::AdmitRequest { member: None });
     let node = theirs.status(0).await.unwrap()["node"].to_string();
     for (name, value) in
@@ -128,7 +125,8 @@ async fn a_state_that_changed_on_the_way_is_not_taken() {
     }
     cluster.restart(0).await.unwrap();
     let sum = rows.iter().fold(0, |sum, (key, value)| storage::row_checksum(sum, key, value));
-    let end = |rows: usize| Part::End(SnapshotEnd { rows: rows as u64, crc32c: sum });
+    let whole = Part::End(SnapshotEnd { rows: rows.len() as u64, crc32c: sum });
+    let other = Part::End(SnapshotEnd { rows: rows.len() as u64, crc32c: sum ^ 1 });
     let head =
         Part::Head(SnapshotHead { shard: 1, vote: Some(proto::record::raft::Vote::default()), applied });
     let of = |rows: &[(Bytes, Bytes)]| {
@@ -140,10 +138,11 @@ async fn a_state_that_changed_on_the_way_is_not_taken() {
     *value.last_mut().unwrap() ^= 1;
     changed[0].1 = value.into();
     for (parts, reason) in [
-        (vec![head.clone(), of(&changed), end(rows.len())], "changed on the way"),
-        (vec![head.clone(), of(&rows[1..]), end(rows.len())], "rows are missing"),
+        (vec![head.clone(), of(&changed), whole.clone()], "checksum mismatch"),
+        (vec![head.clone(), of(&rows[1..]), whole.clone()], "rows are missing"),
+        (vec![head.clone(), of(&rows), other], "changed on the way"),
         (vec![head.clone(), of(&rows)], "ended before its end"),
-        (vec![of(&rows), end(rows.len())], "begins with its head"),
+        (vec![of(&rows), whole], "begins with its head"),
     ] {
         let refused = send_state(&cluster, parts).await;
         assert!(refused.message().contains(reason), "{refused:?}");

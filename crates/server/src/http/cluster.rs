@@ -91,7 +91,7 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
 
 /// The nodes of all shards.
 fn members(app: &App) -> BTreeMap<NodeId, Membership> {
-    app.sessions.node().groups().values().flat_map(consensus::Group::members).collect()
+    app.sessions.node().groups().values().flat_map(Group::members).collect()
 }
 
 /// A node by its id or its name.
