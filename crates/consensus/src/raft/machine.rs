@@ -179,6 +179,8 @@ impl StateMachine {
         if entry.position != Position(self.db.latest(self.shard).shard().position.0 + 1) {
             return Ok(());
         }
+        // The digest is of what is written.
+        self.until_written(self.db.write_out(self.shard))?;
         let mark = Mark { index, position: entry.position, digest: self.db.digest(self.shard)? };
         let mut marks = self.marks.lock();
         for command in &entry.commands {
@@ -247,7 +249,7 @@ impl StateMachine {
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        self.effects.write_and_hand_out(effects, || self.write(batch, &record))?;
+        self.effects.write_and_hand_out(effects, || self.until_written(batch.commit(&record)))?;
         self.set_applied(applied);
         Ok(replies)
     }
@@ -279,9 +281,9 @@ impl StateMachine {
         Ok(())
     }
 
-    fn write(&self, batch: storage::Batch<'_>, record: &[u8]) -> io::Result<()> {
-        let mut result = batch.commit(record);
-        // A full disk is waited for: rows that wait in memory are bounded, and nothing is lost.
+    /// Returns when what is in force is written, if `result` says that it is not. A full disk is waited for: rows that
+    /// wait in memory are bounded, and nothing is lost.
+    fn until_written(&self, mut result: Result<(), storage::Error>) -> io::Result<()> {
         while let Err(error) = result {
             if !error.is_no_space() {
                 return Err(error.into());
