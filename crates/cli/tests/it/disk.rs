@@ -85,8 +85,9 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
     let disk = temp.path().join("node-1");
     fs::create_dir(&disk).unwrap();
     let Some(mount) = SmallDisk::mount(&disk, MIB) else { return };
-    let config = "[node]\nshards = 2\ndisk_free_min_mib = 1\nblock_cache_mib = 4\n[log]\nlevel = \"warn\"\n";
-    let cluster = Cluster::start(temp.path(), 3, config).await.unwrap();
+    let node = "shards = 2\ndisk_free_min_mib = 1\nblock_cache_mib = 4\nflush_seconds = 1\n";
+    let config = format!("[node]\n{node}[log]\nlevel = \"warn\"\n");
+    let cluster = Cluster::start(temp.path(), 3, &config).await.unwrap();
     let http = reqwest::Client::new();
     let patience = Duration::from_secs(60);
     // The node leads both shards, so that its disk matters.
@@ -115,6 +116,11 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
         (stopped && leads.iter().all(|lead| lead.is_some_and(|lead| lead != 1))).then_some(())
     });
     handed_over.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    // Its replicas are asked for their digest meanwhile, which has to wait as everything that is applied does.
+    let url = format!("{}/v1/cluster/verify", cluster.url(2));
+    let verified: serde_json::Value =
+        http.post(url).json(&json!({})).send().await.unwrap().json().await.unwrap();
+    assert!(verified["shards"].as_array().unwrap().iter().all(|of| of["state"] != "differs"), "{verified}");
     mount.free().unwrap();
     let whole = wait_until("the node to have everything", patience, async || {
         let url = format!("{}/v1/cluster/verify", cluster.url(2));
