@@ -42,6 +42,20 @@ async fn until_ready(http: &reqwest::Client, spec: &NodeSpec) {
     ready.await.unwrap();
 }
 
+async fn status(http: &reqwest::Client, url: &str) -> Option<Value> {
+    http.get(format!("{url}/v1/cluster")).send().await.ok()?.json().await.ok()
+}
+
+/// Returns when every shard has three voters; the state of the cluster.
+async fn until_whole(http: &reqwest::Client, url: &str) -> Value {
+    let whole = wait_until("three voters of every shard", PATIENCE, async || {
+        let status = status(http, url).await?;
+        let whole = |shard: &Value| shard["voters"].as_array().is_some_and(|voters| voters.len() == 3);
+        status["shards"].as_object()?.values().all(whole).then_some(status)
+    });
+    whole.await.unwrap()
+}
+
 fn orchestra(args: &[&str]) -> (bool, String) {
     let output = Command::new(binary().unwrap()).args(args).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -61,15 +75,7 @@ async fn nodes_and_clients_talk_over_tls_and_strangers_are_refused() {
     let third = spec(temp.path(), "node-2", join.clone(), &ours);
     let _others = [&second, &third].map(|spec| NodeProcess::spawn(spec).unwrap());
     let url = format!("https://{}", first.http);
-    let status = async || -> Option<Value> {
-        http.get(format!("{url}/v1/cluster")).send().await.ok()?.json().await.ok()
-    };
-    let whole = wait_until("three voters of every shard", PATIENCE, async || {
-        let status = status().await?;
-        let whole = |shard: &Value| shard["voters"].as_array().is_some_and(|voters| voters.len() == 3);
-        status["shards"].as_object()?.values().all(whole).then_some(())
-    });
-    whole.await.unwrap();
+    until_whole(&http, &url).await;
 
     // Somebody else's certificate does not make a node.
     let theirs = certificates(&temp.path().join("theirs"));
@@ -85,7 +91,7 @@ async fn nodes_and_clients_talk_over_tls_and_strangers_are_refused() {
         (waits("stranger") && waits("naked")).then_some(())
     });
     refused.await.unwrap();
-    assert_eq!(status().await.unwrap()["nodes"].as_array().unwrap().len(), 3);
+    assert_eq!(status(&http, &url).await.unwrap()["nodes"].as_array().unwrap().len(), 3);
 
     // The command line and a worker, with the authority's certificate and without.
     let ca = ours.ca.to_str().unwrap();
@@ -138,6 +144,68 @@ async fn certificates_are_read_again_when_they_change() {
     });
     warned.await.unwrap();
     until_ready(&client(&after.ca), &node).await;
+}
+
+/// The authority of a running cluster is changed in the two steps that docs/operations.md has: first it is trusted beside
+/// the old one, then it signs. Nodes are reached by a name, which their certificates are for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_changes_its_authority_while_it_runs() {
+    let temp = tempfile::tempdir().unwrap();
+    let shared = certificates(&temp.path().join("shared"));
+    let next = certificates(&temp.path().join("next"));
+    let named = |name: &str, join: Vec<String>| {
+        let mut spec = spec(temp.path(), name, join, &shared);
+        spec.config += "[node]\nadvertise = \"localhost\"\nshards = 3\n";
+        spec
+    };
+    let first = named("node-0", vec![]);
+    let founder = NodeProcess::spawn(&first).unwrap();
+    let old = client(&shared.ca);
+    until_ready(&old, &first).await;
+    let join = vec![format!("localhost:{}", first.peer.port())];
+    let others = ["node-1", "node-2"].map(|name| named(name, join.clone()));
+    let mut running = others.each_ref().map(|spec| Some(NodeProcess::spawn(spec).unwrap()));
+    let url = |spec: &NodeSpec| format!("https://localhost:{}", spec.http.port());
+    let whole = until_whole(&old, &url(&first)).await;
+    for node in whole["nodes"].as_array().unwrap() {
+        assert!(node["peer"].as_str().unwrap().starts_with("localhost:"), "{node}");
+    }
+
+    let loaded = async |times: usize| {
+        let loaded = wait_until("all nodes to load their certificates again", PATIENCE, async || {
+            let has = |name: &&str| {
+                let log = std::fs::read_to_string(temp.path().join(name).join("log")).unwrap_or_default();
+                log.matches("certificates are loaded again").count() >= times
+            };
+            ["node-0", "node-1", "node-2"].iter().all(has).then_some(())
+        });
+        loaded.await.unwrap();
+    };
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    std::fs::write(&shared.ca, [read(&shared.ca), read(&next.ca)].concat()).unwrap();
+    loaded(1).await;
+    // Files change one after the other, and a node may look in between: it goes on with what it has.
+    std::fs::copy(&next.key, &shared.key).unwrap();
+    std::fs::copy(&next.cert, &shared.cert).unwrap();
+    loaded(2).await;
+
+    // Each of the others is started again, and with that all of its connections are made anew.
+    let new = client(&next.ca);
+    for (spec, process) in others.iter().zip(&mut running) {
+        process.take().unwrap().kill().unwrap();
+        *process = Some(NodeProcess::spawn(spec).unwrap());
+        until_ready(&new, spec).await;
+    }
+    founder.kill().unwrap();
+    // Two of three: a commit is one of both, over connections of the new authority only.
+    let workflow = json!({"name": "w", "steps": [{"id": "a", "value": "1"}]});
+    let done = wait_until("a session on those that are left", PATIENCE, async || {
+        let started = new.post(format!("{}/v1/sessions?wait_ms=20000", url(&others[0])));
+        let answer = started.json(&json!({"workflow": workflow})).send().await.ok()?;
+        let session: Value = answer.json().await.ok()?;
+        (session["status"] == "completed").then_some(())
+    });
+    done.await.unwrap();
 }
 
 #[test]
