@@ -146,8 +146,8 @@ async fn certificates_are_read_again_when_they_change() {
     until_ready(&client(&after.ca), &node).await;
 }
 
-/// The authority of a running cluster is changed in the two steps that docs/operations.md has: first it is trusted beside
-/// the old one, then it signs. Nodes are reached by a name, which their certificates are for.
+/// The authority of a running cluster is changed in the two steps that docs/operations.md has: first it is trusted
+/// beside the old one, then it signs. Nodes are reached by a name, which their certificates are for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_changes_its_authority_while_it_runs() {
     let temp = tempfile::tempdir().unwrap();
