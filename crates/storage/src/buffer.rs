@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    ops::Range,
+    ops::RangeBounds,
 };
 
 use bytes::Bytes;
@@ -143,7 +143,7 @@ impl WriteBuffer {
     }
 
     /// Copies of the rows of a range of keys.
-    pub(crate) fn copy(&self, range: Range<Key>) -> BTreeMap<Key, Option<Row>> {
+    pub(crate) fn copy(&self, range: impl RangeBounds<Key>) -> BTreeMap<Key, Option<Row>> {
         self.rows.range(range).map(|(key, buffered)| (key.clone(), buffered.row.clone())).collect()
     }
 }

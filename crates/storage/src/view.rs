@@ -1,6 +1,6 @@
 //! Rows for whoever does not write: as they were at one moment, or as they are.
 
-use std::{cell::Cell, fmt, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, fmt, sync::Arc};
 
 use ids::ShardId;
 use machine::{Key, Read, Row};
@@ -22,6 +22,8 @@ pub struct View<'a> {
     memory: Arc<Mutex<Memory>>,
     /// That of the cache when the view was made.
     version: u64,
+    /// Rows that could not be written for the view, as on a full disk. They hide what is stored.
+    unwritten: BTreeMap<Key, Option<Row>>,
     error: Cell<Option<Error>>,
 }
 
@@ -29,11 +31,15 @@ impl<'a> View<'a> {
     pub(crate) fn new(db: &'a StateDb, shard: ShardId) -> Self {
         let of = db.memory(shard);
         let mut memory = of.lock();
-        let error = Cell::new(db.write_buffer(shard, &mut memory).err());
+        // Reads go on where nothing can be written. Whoever applies is told why.
+        let unwritten = match db.write_buffer(shard, &mut memory) {
+            Ok(()) => BTreeMap::new(),
+            Err(_) => memory.buffer.copy(..),
+        };
         let (version, snapshot) = (memory.cache.version(), db.db.snapshot());
         let prefix = keys::prefix(shard, db.incarnation(shard));
         drop(memory);
-        View { snapshot, prefix, memory: of, version, error }
+        View { snapshot, prefix, memory: of, version, unwritten, error: Cell::new(None) }
     }
 
     fn has_failed(&self) -> bool {
@@ -57,6 +63,9 @@ impl Read for View<'_> {
     fn get(&self, key: &Key) -> Option<Row> {
         if self.has_failed() {
             return None;
+        }
+        if let Some(row) = self.unwritten.get(key) {
+            return row.clone();
         }
         if let Some(row) = self.memory.lock().cache.get_at(key, self.version) {
             return Some(row);
@@ -83,10 +92,9 @@ impl Read for View<'_> {
         if from >= to || self.has_failed() {
             return Vec::new();
         }
-        let rows = scan_db(&self.snapshot, &self.prefix, from, to);
-        rows.take(limit)
-            .map_while(|row| row.map_err(|error| keep_first::<()>(&self.error, error)).ok())
-            .collect()
+        let unwritten = self.unwritten.range(from.clone()..to.clone());
+        let unwritten = unwritten.map(|(key, row)| (key.clone(), row.clone())).collect();
+        merge(unwritten, scan_db(&self.snapshot, &self.prefix, from, to), limit, &self.error)
     }
 }
 

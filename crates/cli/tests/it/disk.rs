@@ -103,6 +103,12 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
     }
     let api = Api::new(&cluster.url(0)).unwrap();
     api.apply("name: w\nsteps:\n  - {id: a, value: 'input.n'}\n").await.unwrap();
+    let there = Api::new(&cluster.url(1)).unwrap();
+    let before = there.start("w", "before", &json!({"n": 0})).await.unwrap();
+    let ended = wait_until("its end", patience, async || {
+        (there.get(&format!("/v1/sessions/{before}")).await.ok()?["status"] == "completed").then_some(())
+    });
+    ended.await.unwrap();
     mount.fill().unwrap();
     // A client of another node repeats its calls under their keys, and none takes longer than it may.
     let mut acknowledged = Vec::new();
@@ -122,6 +128,10 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
     let verified: serde_json::Value =
         http.post(url).json(&json!({})).send().await.unwrap().json().await.unwrap();
     assert!(verified["shards"].as_array().unwrap().iter().all(|of| of["state"] != "differs"), "{verified}");
+    // What the node has, it still tells.
+    let told = there.get(&format!("/v1/sessions/{before}?consistency=stale")).await;
+    let told = told.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
+    assert_eq!(told["output"], json!(0));
     mount.free().unwrap();
     let whole = wait_until("the node to have everything", patience, async || {
         let url = format!("{}/v1/cluster/verify", cluster.url(2));
@@ -130,10 +140,9 @@ async fn a_full_disk_of_one_node_stops_nobody_else() {
         (verified["equal"] == true).then_some(())
     });
     whole.await.unwrap_or_else(|error| panic!("{error}\n{}", cluster.log_tails()));
-    let healed = Api::new(&cluster.url(1)).unwrap();
     for id in &acknowledged {
         let ended = wait_until("its end", patience, async || {
-            (healed.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
+            (there.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
         });
         ended.await.unwrap_or_else(|error| panic!("{id}: {error}\n{}", cluster.log_tails()));
     }

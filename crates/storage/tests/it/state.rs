@@ -6,13 +6,11 @@ use machine::{Key, PendingRow, Read as _, Row, ShardRow, Tables as _, TimerKind,
 use proptest::prelude::*;
 use storage::{Exported, StateDb, StateOptions};
 
-use crate::small_disk::SmallDisk;
-
-fn open(path: &std::path::Path) -> StateDb {
+pub(crate) fn open(path: &std::path::Path) -> StateDb {
     StateDb::open(path, StateOptions { block_cache_bytes: 1 << 20, cached_rows: 8 }).unwrap()
 }
 
-fn session(unique: u128) -> SessionId {
+pub(crate) fn session(unique: u128) -> SessionId {
     SessionId::new(RegionId(0), ShardId(0), unique)
 }
 
@@ -460,47 +458,4 @@ fn what_waits_in_memory_is_bounded() {
         assert!(stored(&db) <= before + 2, "{before} keys, then {}", stored(&db));
         db.scrub(shard).unwrap();
     }
-}
-
-/// Raft gives a shard up whose state can not be put into force.
-#[test]
-fn a_state_that_does_not_fit_on_the_disk_is_put_into_force_once_it_does() {
-    let temp = tempfile::tempdir().unwrap();
-    // The database goes on once there is room for one of its buffers in memory, 64 MiB.
-    let Some(disk) = SmallDisk::mount(temp.path(), 200) else { return };
-    let target = Arc::new(open(&temp.path().join("state")));
-    let shard = ShardId(5);
-    let mut import = target.import(shard, Bytes::from_static(b"applied")).unwrap();
-    // Of bytes that are not made fewer.
-    let mut noise = 1u32;
-    let mut value = || -> Vec<u8> {
-        std::iter::repeat_with(|| {
-            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            noise.to_be_bytes()[0]
-        })
-        .take(10_000)
-        .collect()
-    };
-    let rows = (0..200u32).map(|number| {
-        let key = Key::Item(session(1), ids::StepId::default(), number);
-        (storage::encode_key(&key).into(), proto::record::encode_row(&Row::Item(value().into())))
-    });
-    import.put(rows.collect::<Vec<_>>()).unwrap();
-    disk.fill().unwrap();
-    let error = import.install().unwrap_err();
-    assert!(error.is_no_space(), "{error}");
-    assert!(target.applied(shard).unwrap().is_none(), "nothing else is in force");
-    disk.free().unwrap();
-    // The database finds out by itself that there is room.
-    let mut tries = 0;
-    while let Err(error) = import.install() {
-        tries += 1;
-        assert!(error.is_no_space() && tries < 600, "{tries} tries: {error}");
-        std::thread::park_timeout(std::time::Duration::from_millis(100));
-    }
-    assert_eq!(target.applied(shard).unwrap().unwrap(), "applied");
-    let last = Key::Item(session(1), ids::StepId::default(), 199);
-    assert!(target.view(shard).get(&last).is_some());
-    drop((import, target));
-    drop(disk);
 }
