@@ -15,7 +15,7 @@ pub(crate) struct Change<'a> {
 }
 
 /// All of them.
-pub(crate) const INVARIANTS: [fn(&Change<'_>); 8] = [
+pub(crate) const INVARIANTS: [fn(&Change<'_>); 9] = [
     refused_commands_change_nothing,
     a_step_has_one_outcome,
     only_the_dispatch_that_counts_is_heard,
@@ -24,6 +24,7 @@ pub(crate) const INVARIANTS: [fn(&Change<'_>); 8] = [
     nothing_begins_above_a_limit,
     a_key_stands_for_one_request,
     an_ended_session_rests,
+    what_is_coming_is_counted,
 ];
 
 impl Change<'_> {
@@ -197,5 +198,16 @@ fn an_ended_session_rests(change: &Change<'_>) {
         }
         let retried = matches!(&change.input.command, Command::Retry { session: of } if *of == session);
         assert!(retried && before.status == SessionStatus::Failed, "{before:?} became {after:?}");
+    }
+}
+
+/// A session counts the steps that have something coming: where it counts none, none is looked for.
+fn what_is_coming_is_counted(change: &Change<'_>) {
+    for (key, row) in change.after.iter() {
+        let (Key::Session(id), Row::Session(row)) = (key, row) else { continue };
+        let (from, to) = (StepId::default(), StepId::default());
+        let coming =
+            change.after.scan(&Key::Pending(*id, from), &Key::Pending(id.successor(), to), usize::MAX);
+        assert_eq!(coming.len(), (row.active + row.waiting) as usize, "what is coming of {id}");
     }
 }
