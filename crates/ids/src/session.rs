@@ -1,7 +1,6 @@
 //! The session id: it carries the region and shard that own the session.
 
-use alloc::string::String;
-use core::fmt;
+use core::{fmt, str};
 
 use crate::{ParseError, RegionId, ShardId, Timestamp, base36};
 
@@ -80,17 +79,16 @@ impl SessionId {
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(PREFIX.len() + REGION_WIDTH + SHARD_WIDTH + 1 + UNIQUE_WIDTH);
-        text.push_str(PREFIX);
-        base36::encode(u128::from(self.region.0), REGION_WIDTH, &mut text);
-        base36::encode(u128::from(self.shard.0), SHARD_WIDTH, &mut text);
-        text.push('_');
-        base36::encode(self.unique, UNIQUE_WIDTH, &mut text);
-        f.write_str(&text)
+        let mut text = *b"ses_00000_00000000000000000000";
+        let (place, unique) = text[PREFIX.len()..].split_at_mut(REGION_WIDTH + SHARD_WIDTH + 1);
+        base36::encode(u128::from(self.region.0), &mut place[..REGION_WIDTH]);
+        base36::encode(u128::from(self.shard.0), &mut place[REGION_WIDTH..REGION_WIDTH + SHARD_WIDTH]);
+        base36::encode(self.unique, unique);
+        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 
-impl core::str::FromStr for SessionId {
+impl str::FromStr for SessionId {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
