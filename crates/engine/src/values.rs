@@ -127,14 +127,18 @@ impl<'a, R: Read> Values<'a, R> {
         let texts: Vec<&str> = texts.into_iter().collect();
         let mut variables = Map::new();
         let mut budget = OUTPUT_BYTES_MAX;
-        if texts.iter().any(|text| text.contains("input")) {
+        // A text that does not contain a name does not ask for it.
+        let is_named = |name: &str| texts.iter().any(|text| text.contains(name));
+        if is_named("input") {
             variables.insert("input".into(), self.event(Seq(0), &mut budget)?);
         }
-        for name in ["item", "index", "iteration", "last"] {
+        for name in ["item", "index", "iteration", "last"].into_iter().filter(|name| is_named(name)) {
             variables.insert(name.into(), Value::Null);
         }
-        let session = json!({"id": self.session.to_string(), "workflow": self.definition.name});
-        variables.insert("session".into(), session);
+        if is_named("session") {
+            let session = json!({"id": self.session.to_string(), "workflow": self.definition.name});
+            variables.insert("session".into(), session);
+        }
 
         let wanted: Vec<&str> = texts.iter().flat_map(|text| workflow::steps_used(text)).collect();
         let mut steps = BTreeMap::new();
