@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
     fmt,
     sync::Arc,
 };
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Error, RowDigest, StateDb,
-    buffer::Memory,
+    buffer::{Memory, Rows},
     keys,
     rows::{decode, keep_first, merge, scan_db},
 };
@@ -26,7 +25,7 @@ pub struct Batch<'a> {
     prefix: [u8; 6],
     shard: ShardId,
     memory: Arc<Mutex<Memory>>,
-    overlay: RefCell<BTreeMap<Key, Option<Row>>>,
+    overlay: RefCell<Rows>,
     /// Rows that were looked for, and are not there: whoever puts them need not look again.
     absent: RefCell<HashSet<Key>>,
     error: Cell<Option<Error>>,
@@ -64,7 +63,7 @@ impl<'a> Batch<'a> {
 impl Read for Batch<'_> {
     fn get(&self, key: &Key) -> Option<Row> {
         if let Some(row) = self.overlay.borrow().get(key) {
-            return row.clone();
+            return row.as_deref().cloned();
         }
         if let Some(row) = self.memory.lock().get(key) {
             return row;
@@ -107,7 +106,7 @@ impl Read for Batch<'_> {
 
 impl Tables for Batch<'_> {
     fn put(&mut self, key: Key, row: Row) {
-        self.overlay.get_mut().insert(key, Some(row));
+        self.overlay.get_mut().insert(key, Some(Box::new(row)));
     }
 
     fn delete(&mut self, key: &Key) {

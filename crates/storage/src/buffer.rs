@@ -27,6 +27,10 @@ pub(crate) struct Memory {
     pub(crate) buffer: WriteBuffer,
 }
 
+/// Rows by their keys; `None` where a row is deleted. On the heap, as a row is several times as large as its key, and
+/// those of a tree are moved whenever one comes between them.
+pub(crate) type Rows = BTreeMap<Key, Option<Box<Row>>>;
+
 /// Rows that are applied and not written yet.
 #[derive(Default)]
 pub(crate) struct WriteBuffer {
@@ -39,7 +43,7 @@ pub(crate) struct WriteBuffer {
 /// A row that differs from what is stored under its key.
 pub(crate) struct Buffered {
     /// `None` if it is deleted.
-    pub(crate) row: Option<Row>,
+    pub(crate) row: Option<Box<Row>>,
     pub(crate) before: Before,
 }
 
@@ -73,7 +77,7 @@ impl Memory {
     }
 
     /// Takes the rows of a batch, and what they are the result of. Under the keys in `absent`, nothing is stored.
-    pub(crate) fn take(&mut self, rows: BTreeMap<Key, Option<Row>>, absent: &HashSet<Key>, applied: Bytes) {
+    pub(crate) fn take(&mut self, rows: Rows, absent: &HashSet<Key>, applied: Bytes) {
         let Self { cache, buffer } = self;
         for (key, row) in rows {
             buffer.put(key, row, |key, row| match cache.hash(key) {
@@ -88,7 +92,7 @@ impl Memory {
     /// The row as it is, where memory can tell: `Some(None)` if it is deleted.
     pub(crate) fn get(&mut self, key: &Key) -> Option<Option<Row>> {
         match self.buffer.rows.get(key) {
-            Some(buffered) => Some(buffered.row.clone()),
+            Some(buffered) => Some(buffered.row.as_deref().cloned()),
             None => self.cache.get(key).map(Some),
         }
     }
@@ -107,17 +111,17 @@ impl Memory {
 }
 
 impl WriteBuffer {
-    fn put(&mut self, key: Key, row: Option<Row>, before: impl FnOnce(&Key, Option<&Row>) -> Before) {
-        self.bytes += value_len(row.as_ref());
+    fn put(&mut self, key: Key, row: Option<Box<Row>>, before: impl FnOnce(&Key, Option<&Row>) -> Before) {
+        self.bytes += value_len(row.as_deref());
         match self.rows.entry(key) {
             Entry::Vacant(slot) => {
-                let before = before(slot.key(), row.as_ref());
+                let before = before(slot.key(), row.as_deref());
                 if row.is_some() || before != Before::Absent {
                     slot.insert(Buffered { row, before });
                 }
             }
             Entry::Occupied(mut slot) => {
-                self.bytes -= value_len(slot.get().row.as_ref());
+                self.bytes -= value_len(slot.get().row.as_deref());
                 if row.is_none() && slot.get().before == Before::Absent {
                     // It has come and gone.
                     slot.remove();
@@ -143,7 +147,7 @@ impl WriteBuffer {
     }
 
     /// Copies of the rows of a range of keys.
-    pub(crate) fn copy(&self, range: impl RangeBounds<Key>) -> BTreeMap<Key, Option<Row>> {
+    pub(crate) fn copy(&self, range: impl RangeBounds<Key>) -> Rows {
         self.rows.range(range).map(|(key, buffered)| (key.clone(), buffered.row.clone())).collect()
     }
 }

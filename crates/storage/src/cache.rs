@@ -22,7 +22,7 @@ pub(crate) struct RowCache {
 /// A row, and its part of the digest: of the bytes that are stored, so that they need not be read again when it
 /// changes.
 struct Cached {
-    row: Row,
+    row: Box<Row>,
     hash: u128,
     since: u64,
 }
@@ -39,12 +39,12 @@ impl RowCache {
 
     /// The row as it is stored, where it is cached.
     pub(crate) fn get(&mut self, key: &Key) -> Option<Row> {
-        self.with(key, |cached| cached.row.clone())
+        self.with(key, |cached| Row::clone(&cached.row))
     }
 
     /// The row as a view of this version has it, where the cache can tell.
     pub(crate) fn get_at(&mut self, key: &Key, version: u64) -> Option<Row> {
-        self.with(key, |cached| (cached.since <= version).then(|| cached.row.clone())).flatten()
+        self.with(key, |cached| (cached.since <= version).then(|| Row::clone(&cached.row))).flatten()
     }
 
     fn with<T>(&mut self, key: &Key, take: impl FnOnce(&Cached) -> T) -> Option<T> {
@@ -65,7 +65,7 @@ impl RowCache {
     pub(crate) fn keep_read(&mut self, key: Key, row: Row, hash: u128) {
         if is_hot(&key) && is_small(&row) {
             let since = self.version;
-            self.insert(key, Cached { row, hash, since });
+            self.insert(key, Cached { row: Box::new(row), hash, since });
         }
     }
 
@@ -82,7 +82,7 @@ impl RowCache {
     }
 
     /// These rows are stored from now on, each with its part of the digest: newer than every view that is there.
-    pub(crate) fn written(&mut self, rows: impl IntoIterator<Item = (Key, Option<Row>, u128)>) {
+    pub(crate) fn written(&mut self, rows: impl IntoIterator<Item = (Key, Option<Box<Row>>, u128)>) {
         self.version += 1;
         for (key, row, hash) in rows {
             if !is_hot(&key) {

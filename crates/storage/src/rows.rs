@@ -1,11 +1,11 @@
 //! Rows as they are read from the database.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::cell::Cell;
 
 use machine::{Key, Row};
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, Snapshot};
 
-use crate::{Error, keys};
+use crate::{Error, buffer::Rows, keys};
 
 pub(crate) fn decode(key: &Key, bytes: &[u8]) -> Result<Row, Error> {
     proto::record::decode_row(key, bytes).map_err(|error| Error::corrupt(format!("state, {key:?}"), error))
@@ -55,7 +55,7 @@ pub(crate) fn scan_db<'a>(
 
 /// The first rows of both: ours hide those that are stored, also where they are deleted.
 pub(crate) fn merge(
-    ours: BTreeMap<Key, Option<Row>>,
+    ours: Rows,
     stored: impl Iterator<Item = Result<(Key, Row), Error>>,
     limit: usize,
     error: &Cell<Option<Error>>,
@@ -72,7 +72,7 @@ pub(crate) fn merge(
         if take_ours {
             let Some((key, row)) = ours.next() else { break };
             stored.next_if(|row| matches!(row, Ok((stored, _)) if *stored == key));
-            found.extend(row.map(|row| (key, row)));
+            found.extend(row.map(|row| (key, *row)));
             continue;
         }
         match stored.next() {

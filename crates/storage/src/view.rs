@@ -1,6 +1,6 @@
 //! Rows for whoever does not write: as they were at one moment, or as they are.
 
-use std::{cell::Cell, collections::BTreeMap, fmt, sync::Arc};
+use std::{cell::Cell, fmt, sync::Arc};
 
 use ids::ShardId;
 use machine::{Key, Read, Row};
@@ -9,7 +9,7 @@ use rocksdb::Snapshot;
 
 use crate::{
     Error, RowDigest, StateDb,
-    buffer::Memory,
+    buffer::{Memory, Rows},
     cache::is_of_catalog,
     keys,
     rows::{decode, keep_first, merge, scan_db},
@@ -23,7 +23,7 @@ pub struct View<'a> {
     /// That of the cache when the view was made.
     version: u64,
     /// Rows that could not be written for the view, as on a full disk. They hide what is stored.
-    unwritten: BTreeMap<Key, Option<Row>>,
+    unwritten: Rows,
     error: Cell<Option<Error>>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> View<'a> {
         let mut memory = of.lock();
         // Reads go on where nothing can be written. Whoever applies is told why.
         let unwritten = match db.write_buffer(shard, &mut memory) {
-            Ok(()) => BTreeMap::new(),
+            Ok(()) => Rows::new(),
             Err(_) => memory.buffer.copy(..),
         };
         let (version, snapshot) = (memory.cache.version(), db.db.snapshot());
@@ -65,7 +65,7 @@ impl Read for View<'_> {
             return None;
         }
         if let Some(row) = self.unwritten.get(key) {
-            return row.clone();
+            return row.as_deref().cloned();
         }
         if let Some(row) = self.memory.lock().cache.get_at(key, self.version) {
             return Some(row);
