@@ -11,6 +11,7 @@
 mod manifest;
 mod restore;
 mod store;
+mod upload;
 
 use std::collections::BTreeSet;
 
@@ -329,6 +330,26 @@ mod tests {
         let (_, written) = create(&store, &TakesAway(&store), second, &pace).await.unwrap();
         assert_eq!((written.shared_files, written.new_files), (0, 2));
         assert_eq!(paths(&store).await, ["backups/2/own", "files/d/a.sst"]);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_breaks_off_leaves_nothing_of_its_file() {
+        struct Breaks;
+        impl Source for Breaks {
+            async fn open(
+                &self,
+                _: &str,
+            ) -> Result<impl Stream<Item = Result<Bytes, String>> + Send + Unpin, String> {
+                let part = Ok(Bytes::from_static(&[7; 500]));
+                Ok(stream::iter(vec![part, Err("the node is gone".to_owned())]))
+            }
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let failed = create(&store, &Breaks, manifest("1", &[("a.sst", true)]), &Pace::new(1 << 30)).await;
+        assert!(failed.unwrap_err().to_string().contains("the node is gone"));
+        let files = std::fs::read_dir(temp.path().join("files/d")).unwrap().count();
+        assert_eq!(files, 0, "not even what was on its way");
     }
 
     #[tokio::test(start_paused = true)]

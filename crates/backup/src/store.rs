@@ -3,13 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use consensus::Pace;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, TryStreamExt as _};
 use object_store::{
     ObjectStore, ObjectStoreExt as _, WriteMultipart, aws::AmazonS3Builder, local::LocalFileSystem,
     path::Path as Key, prefix::PrefixStore,
@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::{
     Error,
     manifest::{FORMAT, File, Manifest},
+    upload::{Staged, Upload},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -29,13 +30,13 @@ const BEGUN: &str = "begun";
 const NOW: &str = "backups/now";
 /// Whoever has begun a backup longer ago is gone.
 const GONE_AFTER_SECONDS: i64 = 24 * 60 * 60;
-/// Parts of a file that are on their way at once.
-const PARTS_AT_ONCE: usize = 4;
 
 /// Where backups are.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
+    /// Where it is, if that is a directory of this machine.
+    directory: Option<PathBuf>,
 }
 
 impl Store {
@@ -52,7 +53,7 @@ impl Store {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             let s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).build();
             let s3 = s3.map_err(|error| wrong(error.to_string()))?;
-            return Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)) });
+            return Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), directory: None });
         }
         if place.contains("://") && !place.starts_with("file://") {
             return Err(wrong("not a kind of store that is known".into()));
@@ -60,7 +61,7 @@ impl Store {
         let path = Path::new(place.strip_prefix("file://").unwrap_or(place));
         std::fs::create_dir_all(path).map_err(|error| wrong(error.to_string()))?;
         let local = LocalFileSystem::new_with_prefix(path).map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { inner: Arc::new(local.with_fsync(true)) })
+        Ok(Self { inner: Arc::new(local.with_fsync(true)), directory: Some(path.to_owned()) })
     }
 
     /// Its backups that are whole, from the oldest to the newest.
@@ -207,25 +208,21 @@ impl Store {
         mut bytes: impl Stream<Item = Result<Bytes, Error>> + Unpin,
         pace: &Pace,
     ) -> Result<(u64, String), Error> {
-        let mut upload = WriteMultipart::new(self.inner.put_multipart(&Key::from(path)).await?);
-        let (mut length, mut sha256) = (0, Sha256::new());
-        while let Some(part) = bytes.next().await {
-            let part = match part {
-                Ok(part) => part,
-                Err(error) => {
-                    upload.abort().await?;
-                    return Err(error);
-                }
-            };
-            length += part.len() as u64;
-            sha256.update(&part);
-            // What is copied shares its disk and its network with what clients wait for.
-            pace.take(part.len()).await;
-            upload.wait_for_capacity(PARTS_AT_ONCE).await?;
-            upload.put(part);
+        let mut upload = match &self.directory {
+            Some(directory) => Upload::File(Staged::create(directory, path).await?),
+            None => {
+                let upload = self.inner.put_multipart(&Key::from(path)).await?;
+                Upload::Object(WriteMultipart::new(upload))
+            }
+        };
+        match copy(&mut upload, &mut bytes, pace).await {
+            Ok(copied) => upload.finish().await.map(|()| copied),
+            Err(error) => {
+                // The first error says more than that what was begun can not be removed.
+                let _ = upload.abort().await;
+                Err(error)
+            }
         }
-        upload.finish().await?;
-        Ok((length, hex(&sha256.finalize())))
     }
 
     /// Reads a file into a new one on this machine, and compares its checksum.
@@ -256,6 +253,23 @@ impl Store {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Copies a file; its length and checksum.
+async fn copy(
+    upload: &mut Upload,
+    bytes: &mut (impl Stream<Item = Result<Bytes, Error>> + Unpin),
+    pace: &Pace,
+) -> Result<(u64, String), Error> {
+    let (mut length, mut sha256) = (0, Sha256::new());
+    while let Some(part) = bytes.try_next().await? {
+        length += part.len() as u64;
+        sha256.update(&part);
+        // What is copied shares its disk and its network with what clients wait for.
+        pace.take(part.len()).await;
+        upload.put(part).await?;
+    }
+    Ok((length, hex(&sha256.finalize())))
 }
 
 fn manifest_path(id: &str) -> String {

@@ -249,6 +249,8 @@ fn db_options(options: &StateOptions) -> Options {
     db_options.set_max_manifest_file_size(32 << 20);
     db_options.set_compression_type(DBCompressionType::Lz4);
     db_options.set_max_background_jobs(2);
+    // A table goes to the disk while it is written, and not all at once in the end: the log waits for the same disk.
+    db_options.set_bytes_per_sync(1 << 20);
     db_options.set_keep_log_file_num(4);
     // Most rows that are asked for and are not there are those of steps that begin.
     db_options.set_memtable_prefix_bloom_ratio(0.05);

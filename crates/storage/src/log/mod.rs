@@ -208,6 +208,8 @@ fn options() -> Options {
     options.set_max_manifest_file_size(32 << 20);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_max_background_jobs(2);
+    // Tables go to the disk while they are written, and not all at once in the end, when the log waits behind them.
+    options.set_bytes_per_sync(1 << 20);
     options.set_keep_log_file_num(4);
     options
 }
