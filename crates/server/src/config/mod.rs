@@ -7,9 +7,12 @@ mod backup;
 mod capacity;
 mod levels;
 mod limits;
+mod log;
+mod node;
+mod provider;
 mod traces;
 
-use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf};
 
 use providers::simulated;
 use serde::{Deserialize, Serialize};
@@ -18,6 +21,10 @@ pub use backup::Backup;
 pub use capacity::Capacity;
 pub use levels::{Alerts, Sla, Webhook};
 pub use limits::Limits;
+pub use log::{Log, LogFormat};
+pub use node::Node;
+pub use provider::{Price, Provider, Wire};
+pub(crate) use provider::{default_circuit_failures, default_circuit_seconds};
 pub use traces::{SpanNames, Traces};
 
 /// The whole configuration of a node.
@@ -57,74 +64,6 @@ pub struct Config {
     pub log: Log,
 }
 
-/// The node itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Node {
-    /// Where it keeps its data.
-    pub data_dir: PathBuf,
-    /// Where HTTP listens.
-    pub http: SocketAddr,
-    /// Where gRPC listens.
-    pub grpc: SocketAddr,
-    /// Where the other nodes of its cluster reach it.
-    pub peer: SocketAddr,
-    /// The host that it tells others to reach it at, a DNS name or an address; empty for the one it listens on.
-    pub advertise: String,
-    /// What people call it; empty for where its peers reach it.
-    pub name: String,
-    /// Peer addresses (`host:port`) of nodes of the cluster that a node with a new data directory joins. Empty for a
-    /// cluster of its own.
-    pub join: Vec<String>,
-    /// Its region's number, for a new data directory.
-    pub region: u16,
-    /// How many shards, for a new data directory; 0 for 4 on at most 4 cores, else 16.
-    pub shards: u16,
-    /// Allows to listen beyond loopback without TLS.
-    pub insecure: bool,
-    /// Writes stop while the disk has fewer free MiB.
-    pub disk_free_min_mib: u64,
-    /// Seconds between two times that the state is made durable and the log shortened; sooner once 64 MiB wait.
-    pub flush_seconds: u64,
-    /// Entries of a shard's log that are kept for nodes that are behind. One that is further behind takes in the state.
-    pub log_entries_kept: u64,
-    /// MiB a second that the node takes in while others bring it up to date, so that they have time for their clients.
-    pub intake_mib_per_second: u64,
-    /// MiB of stored blocks kept in memory.
-    pub block_cache_mib: usize,
-    /// Seconds that work under way is given to end when the node stops.
-    pub drain_seconds: u64,
-    /// Milliseconds after which a worker, or a node with workers, that is not heard has lost its tasks.
-    pub worker_lease_ms: u64,
-    /// Milliseconds in which a worker whose connection broke may come back with its tasks.
-    pub worker_reconnect_ms: u64,
-}
-
-impl Default for Node {
-    fn default() -> Self {
-        Self {
-            data_dir: PathBuf::from("orchestra-data"),
-            http: SocketAddr::from(([127, 0, 0, 1], 7100)),
-            grpc: SocketAddr::from(([127, 0, 0, 1], 7101)),
-            peer: SocketAddr::from(([127, 0, 0, 1], 7102)),
-            advertise: String::new(),
-            name: String::new(),
-            join: Vec::new(),
-            region: 0,
-            shards: 0,
-            insecure: false,
-            disk_free_min_mib: 64,
-            flush_seconds: 30,
-            log_entries_kept: 1_000,
-            intake_mib_per_second: 32,
-            block_cache_mib: 64,
-            drain_seconds: 300,
-            worker_lease_ms: 10_000,
-            worker_reconnect_ms: 3_000,
-        }
-    }
-}
-
 /// The node's certificates, all in PEM. Files that change are read again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,102 +89,6 @@ pub struct Token {
     pub admin: bool,
 }
 
-/// A vendor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Provider {
-    /// Its wire format.
-    pub wire: Wire,
-    /// The URL before `chat/completions` or `messages`.
-    pub base_url: String,
-    /// The variable with its key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub api_key_env: Option<String>,
-    /// Calls at once.
-    #[serde(default = "default_concurrency")]
-    pub concurrency: usize,
-    /// Milliseconds that a connection may take.
-    #[serde(default = "default_connect")]
-    pub connect_timeout_ms: u64,
-    /// Milliseconds from the request to the first token.
-    #[serde(default = "default_first_token")]
-    pub first_token_timeout_ms: u64,
-    /// Milliseconds between tokens.
-    #[serde(default = "default_idle")]
-    pub idle_timeout_ms: u64,
-    /// So many failed calls
-    #[serde(default = "default_circuit_failures")]
-    pub circuit_failures: usize,
-    /// within so many seconds, and it is not called
-    #[serde(default = "default_circuit_seconds")]
-    pub circuit_window_seconds: u64,
-    /// for so many seconds; then one call decides whether it is called again. Steps that have no other provider wait,
-    /// which counts as no attempt.
-    #[serde(default = "default_circuit_seconds")]
-    pub circuit_rest_seconds: u64,
-    /// Whether its answers are made up; every result then says so.
-    #[serde(default)]
-    pub simulated: bool,
-}
-
-impl Provider {
-    fn check(&self, name: &str) -> Result<(), Error> {
-        let invalid = |message: String| Err(Error::Invalid(message));
-        if self.concurrency == 0 {
-            return invalid(format!("providers.{name}.concurrency must be at least 1"));
-        }
-        if self.circuit_failures == 0 || self.circuit_rest_seconds == 0 {
-            let what = "circuit_failures and circuit_rest_seconds";
-            return invalid(format!("providers.{name}.{what} must be at least 1"));
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn default_circuit_failures() -> usize {
-    5
-}
-
-pub(crate) fn default_circuit_seconds() -> u64 {
-    60
-}
-
-fn default_concurrency() -> usize {
-    32
-}
-
-fn default_connect() -> u64 {
-    5_000
-}
-
-fn default_first_token() -> u64 {
-    60_000
-}
-
-fn default_idle() -> u64 {
-    30_000
-}
-
-/// A wire format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Wire {
-    /// OpenAI-compatible.
-    Openai,
-    /// Anthropic.
-    Anthropic,
-}
-
-/// A price.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Price {
-    /// US dollars a million tokens sent.
-    pub input_usd: f64,
-    /// US dollars a million tokens received.
-    pub output_usd: f64,
-}
-
 /// The vendor that runs where no provider is configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -255,48 +98,6 @@ pub struct Simulated {
     pub replies: Option<PathBuf>,
     /// How it behaves.
     pub behaviour: simulated::Options,
-}
-
-/// Logging.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// `text` or `json`.
-    pub format: LogFormat,
-    /// A level, or levels by module: `info`, `warn,engine=debug`. `orchestra log` changes it while the node runs.
-    pub level: String,
-    /// Where lines go besides standard error: a file a day, `orchestra.YYYY-MM-DD.log`. 16,384 lines wait for the disk;
-    /// what comes beyond is lost, and no request waits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub directory: Option<PathBuf>,
-    /// How many of these files are kept, 1 to 3,650.
-    pub days_kept: usize,
-    /// A collector that takes lines by `POST` over HTTP or HTTPS, many at once: as `application/x-ndjson`, or plain
-    /// text. Besides standard error. 16,384 lines wait for it; lines that it does not take are sent five times in 15
-    /// seconds, and are lost then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub url: Option<String>,
-    /// The variable with the collector's token, or with `_FILE` behind it the one that names a file with it. It is sent
-    /// as `Authorization: Bearer`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_env: Option<String>,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        let level = "info,openraft=warn".into();
-        Self { format: LogFormat::Text, level, directory: None, days_kept: 7, url: None, token_env: None }
-    }
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Why there is no configuration.
@@ -430,63 +231,11 @@ impl Config {
     /// Which contradict one another.
     pub fn check(&self) -> Result<(), Error> {
         let invalid = |message: String| Err(Error::Invalid(message));
-        for (what, address) in [("node.http", self.node.http), ("node.grpc", self.node.grpc)] {
-            let in_the_clear = self.tls.is_none() && !self.node.insecure;
-            if !address.ip().is_loopback() && (self.tokens.is_empty() || in_the_clear) {
-                return invalid(format!(
-                    "{what} = {address} is not loopback: it needs [[tokens]], and [tls] or, in the clear, node.insecure = \
-                     true (--insecure)"
-                ));
-            }
-        }
-        let peer = self.node.peer.ip();
-        if !peer.is_loopback() && self.tls.is_none() && !self.node.insecure {
-            return invalid(format!(
-                "node.peer = {} is not loopback: it needs [tls] or, in the clear, node.insecure = true (--insecure)",
-                self.node.peer
-            ));
-        }
-        if self.node.advertise.is_empty()
-            && [peer, self.node.http.ip(), self.node.grpc.ip()].iter().any(std::net::IpAddr::is_unspecified)
-        {
-            return invalid(
-                "a node that listens on every address needs node.advertise, the host to reach it at".into(),
-            );
-        }
-        for seed in &self.node.join {
-            if !seed
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-            {
-                return invalid(format!("node.join: expected host:port, found {seed:?}"));
-            }
-        }
-        let (lease, reconnect) = (self.node.worker_lease_ms, self.node.worker_reconnect_ms);
-        if !(1_000..=600_000).contains(&lease) || !(100..=lease).contains(&reconnect) {
-            return invalid(format!(
-                "node.worker_lease_ms must be 1000 to 600000 and node.worker_reconnect_ms 100 to the lease; found \
-                 {lease} and {reconnect}"
-            ));
-        }
+        self.node.check(self.tls.is_some(), self.tokens.is_empty()).map_err(Error::Invalid)?;
         self.backup.as_ref().map_or(Ok(()), |backup| backup.check(self.sla.tier)).map_err(Error::Invalid)?;
         self.alerts.check().map_err(Error::Invalid)?;
         self.sla.maintenance().map_err(|error| Error::Invalid(error.to_string()))?;
         self.traces.as_ref().map_or(Ok(()), Traces::check).map_err(Error::Invalid)?;
-        if !(1..=100_000).contains(&self.node.intake_mib_per_second) {
-            return invalid(format!(
-                "node.intake_mib_per_second must be 1 to 100000; found {}",
-                self.node.intake_mib_per_second
-            ));
-        }
-        if !(1..=3_600).contains(&self.node.flush_seconds) {
-            return invalid(format!(
-                "node.flush_seconds must be 1 to 3600; found {}",
-                self.node.flush_seconds
-            ));
-        }
-        if self.node.shards > 4096 {
-            return invalid("node.shards must be at most 4096".into());
-        }
         for (role, chain) in &self.roles {
             for link in chain {
                 let Some((provider, model)) = link.split_once('/') else {
@@ -504,31 +253,10 @@ impl Config {
             return invalid("roles.default must name at least one provider/model".into());
         }
         for (name, price) in &self.prices {
-            if !(price.input_usd >= 0.0
-                && price.output_usd >= 0.0
-                && price.input_usd.max(price.output_usd) < 1e6)
-            {
-                return invalid(format!("prices.{name}: expected US dollars between 0 and 1e6"));
-            }
+            price.check(name).map_err(Error::Invalid)?;
         }
-        if !(1..=3_650).contains(&self.log.days_kept) {
-            return invalid(format!("log.days_kept must be 1 to 3650; found {}", self.log.days_kept));
-        }
-        match &self.log.url {
-            Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
-                return invalid(format!("log.url: expected http:// or https://, found {url:?}"));
-            }
-            Some(url) => {
-                if let Err(error) = reqwest::Url::parse(url) {
-                    return invalid(format!("log.url: {error}"));
-                }
-            }
-            None if self.log.token_env.is_some() => {
-                return invalid("log.token_env is of no use without log.url".into());
-            }
-            None => {}
-        }
-        self.providers.iter().try_for_each(|(name, provider)| provider.check(name))
+        self.log.check().map_err(Error::Invalid)?;
+        self.providers.iter().try_for_each(|(name, provider)| provider.check(name)).map_err(Error::Invalid)
     }
 
     /// The configuration as TOML, for people: without what its URLs hide.
