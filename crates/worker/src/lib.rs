@@ -15,13 +15,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, stream};
 use proto::api::{
     FromWorker, Heartbeat, Hello, Leaving, Outcome, Progress, TaskFailure, ToWorker, from_worker, outcome,
     to_worker, worker_service_client::WorkerServiceClient,
 };
 use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Streaming,
     metadata::AsciiMetadataValue,
@@ -299,7 +299,7 @@ where
         };
         // The channel is empty.
         let _ = send.send(message(from_worker::Message::Hello(hello))).await;
-        let mut request = tonic::Request::new(together(outgoing));
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
         if let Some(token) = &self.options.token {
             let value = AsciiMetadataValue::try_from(format!("Bearer {token}"));
             let value = value.map_err(|_| Error::Refused("the token is not a header's value".into()))?;
@@ -396,20 +396,4 @@ impl<H> Drop for Worker<H> {
 
 fn message(message: from_worker::Message) -> FromWorker {
     FromWorker { message: Some(message) }
-}
-
-/// What comes over a channel. After a silence the other tasks get a turn first, so that outcomes of the same moment
-/// leave in one packet.
-fn together(said: mpsc::Receiver<FromWorker>) -> impl Stream<Item = FromWorker> {
-    stream::unfold(said, |mut said| async move {
-        let message = match said.try_recv() {
-            Ok(message) => message,
-            Err(_) => {
-                let message = said.recv().await;
-                tokio::task::yield_now().await;
-                message?
-            }
-        };
-        Some((message, said))
-    })
 }

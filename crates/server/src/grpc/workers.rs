@@ -128,8 +128,6 @@ async fn listen(
     }
 }
 
-/// What goes to a worker. After a silence the others that have something to say get a turn first, so that their orders
-/// leave in the same packet.
 fn outgoing(
     welcome: api::Welcome,
     orders: mpsc::Receiver<ToWorker>,
@@ -139,16 +137,10 @@ fn outgoing(
     stream::unfold((first, orders, ended), |(mut first, mut orders, mut ended)| async move {
         let message = match first.take() {
             Some(message) => message,
-            None => to_message(match orders.try_recv() {
-                Ok(order) => order,
-                Err(_) => tokio::select! {
-                    order = orders.recv() => {
-                        tokio::task::yield_now().await;
-                        order?
-                    }
-                    _ = ended.recv() => return None,
-                },
-            }),
+            None => tokio::select! {
+                order = orders.recv() => to_message(order?),
+                _ = ended.recv() => return None,
+            },
         };
         Some((Ok(api::ToWorker { message: Some(message) }), (first, orders, ended)))
     })
