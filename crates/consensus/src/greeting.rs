@@ -35,7 +35,12 @@ pub(crate) async fn greet(
     let mut was_member = false;
     let mut tick = tokio::time::interval(INTERVAL);
     loop {
-        tick.tick().await;
+        // A node that is new is greeted at once: the first that a node does that comes to lead is to wait until clocks
+        // are compared.
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = links.learned() => {}
+        }
         let nodes: BTreeSet<NodeId> = groups.values().flat_map(|group| group.members().into_keys()).collect();
         was_member = was_member || nodes.contains(&me);
         let count = nodes.len();

@@ -11,7 +11,7 @@ use machine::{Command, Outcome};
 use parking_lot::{Mutex, RwLock};
 use proto::peer::{Problem, peer_service_client::PeerServiceClient, problem::Kind, request, response};
 use tls::{Material, Tls};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{CallError, Start, header, lane::Lane};
@@ -132,6 +132,8 @@ pub(crate) struct Links {
     links: Arc<RwLock<HashMap<NodeId, Arc<Link>>>>,
     /// Why peers do not listen to this process, by peer.
     refused: Refusals,
+    /// Told of every peer that is new, or has moved.
+    learned: Arc<Notify>,
 }
 
 /// Why peers do not listen to a process, by peer.
@@ -148,7 +150,8 @@ pub(crate) struct Refusal {
 
 impl Links {
     pub(crate) fn new(me: Identified, runtime: Handle, tls: Option<Tls>) -> Self {
-        Self { me: Arc::new(me), runtime, tls, links: Arc::default(), refused: Arc::default() }
+        let (links, refused, learned) = (Arc::default(), Arc::default(), Arc::default());
+        Self { me: Arc::new(me), runtime, tls, links, refused, learned }
     }
 
     pub(crate) fn tls(&self) -> Option<&Tls> {
@@ -192,6 +195,12 @@ impl Links {
         let (append, made_with) = (Mutex::default(), Mutex::default());
         let link = Link { peer: Arc::clone(&peer), control, forward, append, made_with };
         self.links.write().insert(node, Arc::new(link));
+        self.learned.notify_one();
+    }
+
+    /// Waits for a peer that is new, or has moved. One who waits at a time.
+    pub(crate) async fn learned(&self) {
+        self.learned.notified().await;
     }
 
     fn link(&self, node: NodeId) -> Result<Arc<Link>, CallError> {
