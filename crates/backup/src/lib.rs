@@ -199,9 +199,11 @@ pub async fn keep_newest(store: &Store, keep: usize) -> Result<Vec<String>, Erro
         store.delete_manifest(&manifest.id).await?;
     }
     let deleted = old.iter().map(|manifest| manifest.id.clone()).collect();
-    if store.is_written_to().await? {
+    let now = store.now().await?;
+    if store.is_written_to(now).await? {
         return Ok(deleted);
     }
+    store.remove_staged(now).await?;
     let kept = store.manifests().await?;
     let needed: BTreeSet<&str> =
         kept.iter().flat_map(|manifest| &manifest.files).map(|file| file.path.as_str()).collect();
@@ -350,6 +352,27 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("the node is gone"));
         let files = std::fs::read_dir(temp.path().join("files/d")).unwrap().count();
         assert_eq!(files, 0, "not even what was on its way");
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_half_written_is_removed_a_day_later() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path().to_str().unwrap()).unwrap();
+        let pace = Pace::new(1 << 30);
+        create(&store, &Parts, manifest("1", &[("a.sst", true)]), &pace).await.unwrap();
+        let leave = |name: &str, hours: u64| {
+            let left = File::create(temp.path().join("files/d").join(name)).unwrap();
+            let written = left.metadata().unwrap().modified().unwrap() - Duration::from_secs(hours * 3_600);
+            left.set_modified(written).unwrap();
+        };
+        leave("b.sst#123", 25);
+        leave("c.sst#123", 23);
+        create(&store, &Parts, manifest("2", &[("a.sst", true)]), &pace).await.unwrap();
+        keep_newest(&store, 1).await.unwrap();
+        let files = std::fs::read_dir(temp.path().join("files/d")).unwrap();
+        let mut files: Vec<_> = files.map(|of| of.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        assert_eq!(files, ["a.sst", "c.sst#123"], "whoever writes c.sst may still be there");
     }
 
     #[tokio::test(start_paused = true)]

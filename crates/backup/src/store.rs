@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::{
     Error,
     manifest::{FORMAT, File, Manifest},
-    upload::{Staged, Upload},
+    upload::{self, Staged, Upload},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -174,23 +174,37 @@ impl Store {
         self.delete(&begun_path(id)).await
     }
 
-    /// Whether somebody writes a backup.
-    pub(crate) async fn is_written_to(&self) -> Result<bool, Error> {
+    /// The store's time, in seconds since 1970: what is in it is dated by it.
+    pub(crate) async fn now(&self) -> Result<i64, Error> {
         let now = Key::from(NOW);
         self.inner.put(&now, Vec::new().into()).await?;
         let at = self.inner.head(&now).await?.last_modified;
         self.delete(NOW).await?;
+        Ok(at.timestamp())
+    }
+
+    /// Whether somebody writes a backup.
+    pub(crate) async fn is_written_to(&self, now: i64) -> Result<bool, Error> {
         let mut listed = self.inner.list(Some(&Key::from("backups")));
         while let Some(of) = listed.try_next().await? {
             if of.location.filename() != Some(BEGUN) {
                 continue;
             }
-            if (at - of.last_modified).num_seconds() < GONE_AFTER_SECONDS {
+            if now - of.last_modified.timestamp() < GONE_AFTER_SECONDS {
                 return Ok(true);
             }
             self.delete(of.location.as_ref()).await?;
         }
         Ok(false)
+    }
+
+    /// Removes the half-written copies of those who broke off and are gone. A directory lists them nowhere; in an object
+    /// store, parts of objects are the store's own to remove.
+    pub(crate) async fn remove_staged(&self, now: i64) -> Result<(), Error> {
+        match &self.directory {
+            Some(directory) => upload::remove_staged(directory, now - GONE_AFTER_SECONDS).await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn write_manifest(&self, manifest: &Manifest) -> Result<(), Error> {

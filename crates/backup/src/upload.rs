@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +17,9 @@ use crate::Error;
 const SYNC_BYTES: usize = 1 << 20;
 /// Parts of an object that are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
+
+/// Between a file's name and a number, while it is on its way.
+const STAGED: char = '#';
 
 /// A file on its way. It is there as a whole, or not at all.
 pub(crate) enum Upload {
@@ -75,7 +79,7 @@ impl Staged {
                 fs::File::open(made).await?.sync_all().await?;
             }
             // By this ending the store knows what is on its way. Two may write the same file.
-            let at = PathBuf::from(format!("{}#{}", to.display(), rand::random::<u32>()));
+            let at = PathBuf::from(format!("{}{STAGED}{}", to.display(), rand::random::<u32>()));
             let file = fs::File::create_new(&at).await?;
             io::Result::Ok(Self { file, at, to: to.clone(), unsynced: 0 })
         };
@@ -111,4 +115,35 @@ impl Staged {
             None => Ok(()),
         }
     }
+}
+
+/// Removes what was on its way to a directory and was last written before a time, in seconds since 1970.
+pub(crate) async fn remove_staged(directory: &Path, before: i64) -> Result<(), Error> {
+    let mut below: Vec<PathBuf> = ["files", "backups"].map(|name| directory.join(name)).into();
+    while let Some(path) = below.pop() {
+        match remove_staged_in(&path, before, &mut below).await {
+            // Nothing was ever written there, or another removes as well.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(Error::io(path.display()))?,
+        }
+    }
+    Ok(())
+}
+
+async fn remove_staged_in(path: &Path, before: i64, below: &mut Vec<PathBuf>) -> io::Result<()> {
+    let mut entries = fs::read_dir(path).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        if entry.file_type().await?.is_dir() {
+            below.push(entry.path());
+        } else if is_staged(&entry.file_name().to_string_lossy()) && entry.metadata().await?.mtime() < before
+        {
+            fs::remove_file(entry.path()).await?;
+        }
+    }
+    Ok(())
+}
+
+fn is_staged(name: &str) -> bool {
+    let number = name.rsplit_once(STAGED).map(|(_, number)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
