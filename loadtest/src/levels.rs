@@ -85,6 +85,7 @@ impl Observer for Measures {
     }
     fn probed(&self, _: NodeId, _: bool, _: Timestamp) {}
     fn compared(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn applying(&self, _: ShardId) {}
     fn committed(&self, _: ShardId, _: usize, _: Duration) {}
     fn changes(&self, now: Timestamp) -> Vec<Note> {
         self.0.tidy(now);

@@ -19,6 +19,8 @@ pub trait Observer: Debug + Send + Sync {
     fn probed(&self, node: NodeId, answered: bool, at: Timestamp);
     /// The replicas of a shard were compared: whether a node had what most had.
     fn compared(&self, node: NodeId, equal: bool, at: Timestamp);
+    /// Entries of a shard are committed, and about to be applied.
+    fn applying(&self, shard: ShardId);
     /// An entry of so many commands was committed and applied by this node, which leads the shard, so long after it was
     /// proposed.
     fn committed(&self, shard: ShardId, commands: usize, took: Duration);
@@ -34,6 +36,7 @@ impl Observer for () {
     fn observe(&self, _: &Observed<'_>, _: Fact<'_>) {}
     fn probed(&self, _: NodeId, _: bool, _: Timestamp) {}
     fn compared(&self, _: NodeId, _: bool, _: Timestamp) {}
+    fn applying(&self, _: ShardId) {}
     fn committed(&self, _: ShardId, _: usize, _: Duration) {}
     fn changes(&self, _: Timestamp) -> Vec<Note> {
         Vec::new()

@@ -176,7 +176,12 @@ pub struct Observed<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum Fact<'a> {
     /// It has a new event.
-    Appended(&'a Event),
+    Appended {
+        /// The event.
+        event: &'a Event,
+        /// When the work was sent out whose outcome it is, if it is that of work.
+        sent_out: Option<Timestamp>,
+    },
     /// The recovery of a step came to an end.
     RecoveryEnded {
         /// When the step's failure was stored, if that is still known.

@@ -246,6 +246,8 @@ impl Observer for Levels {
         );
     }
 
+    fn applying(&self, _: ShardId) {}
+
     fn committed(&self, _: ShardId, _: usize, _: Duration) {}
 
     fn changes(&self, now: Timestamp) -> Vec<Note> {

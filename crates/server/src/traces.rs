@@ -1,14 +1,18 @@
 //! Traces: one per session, over OTLP, made of what the log says.
 //!
-//! The leader of a session's shard tells what it applies: a span for the session, one for each piece of work, one for
-//! each call of a provider, and one for each commit (from the proposal to the entry applied: the network, a majority's
-//! disks, the state). The node that a client talks to tells of the request. The ids of spans are computed
-//! ([`ids::TraceContext`]), so that what different nodes tell is one trace, whoever leads.
+//! The leader of a session's shard tells what it applies: a span for the session, one for each piece of work and for
+//! how long it waited to be taken up, one for each call of a provider, and two for each commit: from the proposal until
+//! a majority had it (`quorum`), and from then until it was in the state (`apply`). The node that a client talks to
+//! tells of the request. The ids of spans are computed ([`ids::TraceContext`]), so that what different nodes tell is
+//! one trace, whoever leads.
 
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -33,8 +37,10 @@ use crate::{config, levels::Levels, metrics::Commits};
 
 /// The kinds of spans, besides those of steps.
 const REQUEST: u64 = 1;
-const COMMIT: u64 = 2;
+const QUORUM: u64 = 2;
 const CALL: u64 = 3;
+const APPLY: u64 = 4;
+const DISPATCH: u64 = 5;
 /// Workflows whose agents are remembered.
 const AGENTS_LEN: usize = 1_024;
 
@@ -51,8 +57,15 @@ pub(crate) struct Traces {
 
 /// What is there once the node runs.
 struct Started {
-    leads: BTreeMap<ShardId, watch::Receiver<Leadership>>,
+    shards: BTreeMap<ShardId, Replica>,
     clock: Arc<dyn Clock>,
+}
+
+/// A shard on this node.
+struct Replica {
+    lead: watch::Receiver<Leadership>,
+    /// When it began to apply what it applies, in microseconds since 1970.
+    applying: AtomicU64,
 }
 
 /// What a node of a workflow does.
@@ -73,6 +86,19 @@ struct Span {
     to: Timestamp,
     attributes: Vec<KeyValue>,
     failed: Option<String>,
+}
+
+impl Span {
+    /// Something inside this node, as a part of something else.
+    fn within(
+        parent: TraceContext,
+        context: TraceContext,
+        name: &'static str,
+        (from, to): (Timestamp, Timestamp),
+    ) -> Self {
+        let (kind, parent) = (SpanKind::Internal, parent.span);
+        Self { name: name.into(), kind, context, parent, from, to, attributes: Vec::new(), failed: None }
+    }
 }
 
 impl std::fmt::Debug for Traces {
@@ -114,9 +140,11 @@ impl Traces {
 
     /// The node runs: from now on what it applies as a leader is told.
     pub(crate) fn start(&self, node: &consensus::Node) {
-        let leads = node.groups().iter().map(|(shard, group)| (*shard, group.leadership())).collect();
+        let replica = |lead| Replica { lead, applying: AtomicU64::new(0) };
+        let shards =
+            node.groups().iter().map(|(shard, group)| (*shard, replica(group.leadership()))).collect();
         // There is one start.
-        let _ = self.started.set(Started { leads, clock: node.clock() });
+        let _ = self.started.set(Started { shards, clock: node.clock() });
     }
 
     /// Tells what is not told yet.
@@ -185,44 +213,52 @@ impl Traces {
         });
     }
 
-    /// Something was applied: if this node leads, it is told.
-    fn applied(&self, session: &Observed<'_>, event: &Event) {
+    /// What is applied next was committed before now.
+    fn applying(&self, shard: ShardId) {
         let Some(started) = self.started.get() else { return };
-        let leads = started.leads.get(&session.session.shard());
-        if !leads.is_some_and(|lead| matches!(*lead.borrow(), Leadership::Here { .. })) {
+        if let Some(replica) = started.shards.get(&shard) {
+            replica.applying.store(started.clock.wall().0, Ordering::Relaxed);
+        }
+    }
+
+    /// Something was applied: if this node leads, it is told.
+    fn applied(&self, session: &Observed<'_>, event: &Event, sent_out: Option<Timestamp>) {
+        let Some(started) = self.started.get() else { return };
+        let Some(replica) = started.shards.get(&session.session.shard()) else { return };
+        if !matches!(*replica.lead.borrow(), Leadership::Here { .. }) {
             return;
         }
-        let now = started.clock.wall();
         let given = given(session.row);
         let root = TraceContext::of_session(session.session, given);
-        let commit = |parent: TraceContext| Span {
-            name: "commit".into(),
-            kind: SpanKind::Internal,
-            context: parent.child(COMMIT, &[event.seq.0]),
-            parent: parent.span,
-            from: event.at,
-            to: now,
-            attributes: vec![KeyValue::new("orchestra.event", event.data.kind())],
-            failed: None,
-        };
-        match (&event.data, event.step) {
+        let of_work = match (&event.data, event.step) {
             (EventData::StepCompleted { dispatch, started_at, report, attempt, .. }, Some(step)) => {
-                let context = root.of_step(step, *dispatch);
-                self.work(
-                    session,
-                    (step, context, root.span),
-                    (*started_at, event.at),
-                    (attempt.0, report.as_ref(), None),
-                );
-                self.tell(commit(context));
+                Some((step, *dispatch, *started_at, (attempt.0, report.as_ref(), None)))
             }
             (EventData::StepFailed { dispatch, started_at, report, attempt, failure, .. }, Some(step)) => {
-                let context = root.of_step(step, *dispatch);
-                let why = (attempt.0, report.as_ref(), Some(failure));
-                self.work(session, (step, context, root.span), (*started_at, event.at), why);
-                self.tell(commit(context));
+                Some((step, *dispatch, *started_at, (attempt.0, report.as_ref(), Some(failure))))
             }
-            _ => self.tell(commit(root)),
+            _ => None,
+        };
+        let mut parent = root;
+        if let Some((step, dispatch, started_at, what)) = of_work {
+            parent = root.of_step(step, dispatch);
+            if let Some(sent_out) = sent_out.filter(|sent_out| *sent_out < started_at) {
+                self.tell(Span::within(
+                    root,
+                    parent.child(DISPATCH, &[]),
+                    "dispatch",
+                    (sent_out, started_at),
+                ));
+            }
+            self.work(session, (step, parent, root.span), (started_at, event.at), what);
+        }
+        let committed = Timestamp(replica.applying.load(Ordering::Relaxed)).max(event.at);
+        let stages =
+            [("quorum", QUORUM, (event.at, committed)), ("apply", APPLY, (committed, started.clock.wall()))];
+        for (name, kind, time) in stages {
+            let mut span = Span::within(parent, parent.child(kind, &[event.seq.0]), name, time);
+            span.attributes.push(KeyValue::new("orchestra.event", event.data.kind()));
+            self.tell(span);
         }
         if event.data.ends_session() {
             let failed = match &event.data {
@@ -374,8 +410,14 @@ pub(crate) struct Told {
 impl Observer for Told {
     fn observe(&self, session: &Observed<'_>, fact: Fact<'_>) {
         self.levels.observe(session, fact);
-        if let (Some(traces), Fact::Appended(event)) = (&self.traces, fact) {
-            traces.applied(session, event);
+        if let (Some(traces), Fact::Appended { event, sent_out }) = (&self.traces, fact) {
+            traces.applied(session, event, sent_out);
+        }
+    }
+
+    fn applying(&self, shard: ShardId) {
+        if let Some(traces) = &self.traces {
+            traces.applying(shard);
         }
     }
 

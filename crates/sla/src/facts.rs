@@ -42,7 +42,7 @@ impl Facts {
         let labels =
             Labels { tenant: &session.row.tenant, workflow: &session.row.workflow, ..Labels::default() };
         match fact {
-            Fact::Appended(event) => self.event(session, event, labels),
+            Fact::Appended { event, .. } => self.event(session, event, labels),
             Fact::RecoveryEnded { failed_at, at, well: true } => {
                 let since = failed_at.unwrap_or(at);
                 self.recorder.took(Indicator::Recovery, labels, at, micros(since, at));

@@ -221,6 +221,7 @@ impl StateMachine {
 
     /// Applies entries in one batch; effects and replies follow when it is written.
     fn apply_batch(&self, entries: Vec<Decoded>) -> io::Result<Vec<(ApplyResponder<Types>, Reply)>> {
+        self.observer.applying(self.shard);
         let mut applied = self.applied();
         let mut batch = self.db.batch(self.shard);
         let mut replies: Vec<(ApplyResponder<Types>, Reply)> = Vec::new();

@@ -34,7 +34,8 @@ impl<T: Tables> Run<'_, T> {
         }
         let again = failure.class == FailureClass::Transient && row.attempt.0 < retry.attempts_max;
         let retry_at = again.then_some(next_at);
-        let seq = self.event(
+        let seq = self.event_after(
+            Some(row.ready_at),
             Some(step),
             EventData::StepFailed {
                 attempt: row.attempt,

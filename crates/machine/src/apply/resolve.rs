@@ -71,7 +71,7 @@ fn check<T: Tables>(
     row: &StepRow,
     resolution: &Resolution,
 ) -> core::result::Result<(), Refusal> {
-    let node = run.node(step);
+    let node = run.definition.node(step.node);
     let first = row.detail == StepDetail::None;
     let fits = match (resolution, &node.kind) {
         (Resolution::Completed(_), NodeKind::Work | NodeKind::Task { .. })

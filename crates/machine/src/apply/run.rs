@@ -92,11 +92,21 @@ impl<'a, T: Tables> Run<'a, T> {
     }
 
     pub(super) fn event(&mut self, step: Option<StepId>, data: EventData) -> Seq {
+        self.event_after(None, step, data)
+    }
+
+    /// As [`Run::event`], of work that was sent out at `sent_out`.
+    pub(super) fn event_after(
+        &mut self,
+        sent_out: Option<Timestamp>,
+        step: Option<StepId>,
+        data: EventData,
+    ) -> Seq {
         let seq = self.row.next_seq;
         let event = Event { seq, at: self.now, step, data };
         self.row.head = event_digest(self.row.head, &event);
         self.row.next_seq = Seq(seq.0 + 1);
-        self.observe(Fact::Appended(&event));
+        self.observe(Fact::Appended { event: &event, sent_out });
         self.tables.put(Key::Event(self.id, seq), Row::Event(event, self.row.head));
         seq
     }
@@ -251,7 +261,8 @@ impl<'a, T: Tables> Run<'a, T> {
         self.settle(step, &mut row);
         self.recovery_ended(&row, true);
         let stored_here = value.is_some();
-        let seq = self.event(
+        let seq = self.event_after(
+            Some(row.ready_at),
             Some(step),
             EventData::StepCompleted {
                 attempt: row.attempt,
