@@ -41,8 +41,12 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) async fn start(directory: &Path, nodes: usize) -> anyhow::Result<Self> {
+        Self::start_with(directory, nodes, CONFIG).await
+    }
+
+    async fn start_with(directory: &Path, nodes: usize, config: &str) -> anyhow::Result<Self> {
         let temp = tempfile::tempdir_in(directory)?;
-        let cluster = Cluster::start(temp.path(), nodes, CONFIG).await?;
+        let cluster = Cluster::start(temp.path(), nodes, config).await?;
         let (mut channels, mut workers) = (Vec::new(), Vec::new());
         for number in cluster.members() {
             let url = cluster.grpc_url(number);
@@ -171,6 +175,26 @@ pub(crate) async fn failovers(directory: &Path, kills: usize) -> anyhow::Result<
         cluster.until_whole().await?;
     }
     Ok(came)
+}
+
+/// The rate of one node whose sessions are all traced, against that of one whose sessions are not.
+pub(crate) async fn traced(directory: &Path) -> anyhow::Result<f64> {
+    // It takes spans, and looks at none.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let config = format!("{CONFIG}[traces]\notlp = \"http://{}\"\n", listener.local_addr()?);
+    let spans = Arc::new(AtomicU64::new(0));
+    let taken = Arc::clone(&spans);
+    let take = move |body: axum::body::Bytes| async move {
+        taken.fetch_add(body.len() as u64, Ordering::Relaxed);
+    };
+    let routes = axum::Router::new().route("/v1/traces", axum::routing::post(take));
+    let collector = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let without = Arc::new(Loaded::start(directory, 1).await?).sessions(256, 5).await?.per_second;
+    let traced =
+        Arc::new(Loaded::start_with(directory, 1, &config).await?).sessions(256, 5).await?.per_second;
+    collector.abort();
+    anyhow::ensure!(spans.load(Ordering::Relaxed) > 0, "no spans came");
+    Ok(traced / without)
 }
 
 /// Milliseconds that a planned hand-over of a lead keeps the next commit in that shard waiting.
