@@ -198,8 +198,8 @@ impl Store {
         Ok(false)
     }
 
-    /// Removes the half-written copies of those who broke off and are gone. A directory lists them nowhere; in an object
-    /// store, parts of objects are the store's own to remove.
+    /// Removes the half-written copies of those who broke off and are gone. A directory lists them nowhere; in an
+    /// object store, parts of objects are the store's own to remove.
     pub(crate) async fn remove_staged(&self, now: i64) -> Result<(), Error> {
         match &self.directory {
             Some(directory) => upload::remove_staged(directory, now - GONE_AFTER_SECONDS).await,
