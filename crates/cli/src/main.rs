@@ -52,8 +52,8 @@ enum Command {
     /// Checks the record of sessions.
     #[command(subcommand)]
     Audit(commands::audit::Command),
-    /// Writes sessions with all their events to standard output, one JSON object a line.
-    Export(commands::audit::ExportArgs),
+    /// Writes sessions with all their events to standard output: as JSON lines, as CSV, or as Markdown.
+    Export(commands::export::ExportArgs),
     /// Makes sessions of what `export` wrote, each with an id of its own, which go on where those were.
     Import(commands::audit::ImportArgs),
     /// Looks at the workers outside the cluster, and at the queues that they serve.
@@ -142,7 +142,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sessions(command) => commands::sessions::run(command).await,
         Command::Workflows(command) => commands::workflows::run(command).await,
         Command::Audit(command) => commands::audit::run(command).await,
-        Command::Export(args) => commands::audit::export(args).await,
+        Command::Export(args) => commands::export::export(args).await,
         Command::Import(args) => commands::audit::import(args).await,
         Command::Workers(command) => commands::workers::run(command).await,
         Command::RunWorker(args) => commands::workers::run_worker(args).await,

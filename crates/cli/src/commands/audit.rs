@@ -1,7 +1,7 @@
-//! `audit`, `export` and `import`.
+//! `audit` and `import`; which sessions commands mean that name none.
 
 use std::{
-    io::{BufRead, BufReader, Write as _},
+    io::{BufRead, BufReader},
     path::PathBuf,
     process::ExitCode,
 };
@@ -25,14 +25,6 @@ pub(crate) enum Command {
         #[command(flatten)]
         remote: Remote,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArgs {
-    /// The sessions; all if none is named.
-    ids: Vec<String>,
-    #[command(flatten)]
-    remote: Remote,
 }
 
 #[derive(Debug, Args)]
@@ -68,34 +60,6 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::from(4) })
 }
 
-pub(crate) async fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
-    let client = args.remote.client()?;
-    for id in ids_or_all(&client, args.ids).await? {
-        let mut session = client.get(&format!("/v1/sessions/{id}")).await?;
-        let (mut events, mut next) = (Vec::<Value>::new(), 0);
-        loop {
-            let page = client.get(&format!("/v1/sessions/{id}/events?from={next}")).await?;
-            let found = page["events"].as_array().cloned().unwrap_or_default();
-            if found.is_empty() {
-                break;
-            }
-            next = page["next"].as_u64().context("the answer has no `next`")?;
-            events.extend(found);
-        }
-        session["events"] = events.into();
-        session["export"] = match client.get(&format!("/v1/sessions/{id}/history")).await {
-            Ok(history) => history,
-            Err(error) => {
-                // A closed standard error keeps nobody from exporting.
-                let _ = writeln!(std::io::stderr(), "{id} can be read, but not imported: {error:#}");
-                Value::Null
-            }
-        };
-        line(session);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Imports one session after another. What came before one that is refused is there.
 pub(crate) async fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let client = args.remote.client()?;
@@ -121,7 +85,7 @@ pub(crate) async fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ids_or_all(client: &Client, ids: Vec<String>) -> anyhow::Result<Vec<String>> {
+pub(super) async fn ids_or_all(client: &Client, ids: Vec<String>) -> anyhow::Result<Vec<String>> {
     if !ids.is_empty() {
         return Ok(ids);
     }

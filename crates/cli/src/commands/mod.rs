@@ -6,6 +6,7 @@ pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod dev;
+pub(crate) mod export;
 pub(crate) mod node;
 pub(crate) mod sessions;
 pub(crate) mod sla;

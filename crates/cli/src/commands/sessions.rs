@@ -11,6 +11,16 @@ use crate::{
     output::{Format, json as print_json, line, table, text},
 };
 
+/// What tables of a session's steps show.
+pub(super) const STEP_COLUMNS: [(&str, &str); 6] = [
+    ("step", "/id"),
+    ("kind", "/kind"),
+    ("status", "/status"),
+    ("attempt", "/attempt"),
+    ("provider", "/provider"),
+    ("ended", "/ended_at"),
+];
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Lists sessions, newest first.
@@ -186,15 +196,7 @@ fn show(session: &Value, format: Format) {
     }
     line(format!("{}  {}  {}", text(&session["id"]), text(&session["status"]), text(&session["workflow"])));
     let steps = session["steps"].as_array().cloned().unwrap_or_default();
-    let columns = [
-        ("step", "/id"),
-        ("kind", "/kind"),
-        ("status", "/status"),
-        ("attempt", "/attempt"),
-        ("provider", "/provider"),
-        ("ended", "/ended_at"),
-    ];
-    table(&columns, &steps);
+    table(&STEP_COLUMNS, &steps);
     if !session["error"].is_null() {
         line(format!("error: {} ({})", text(&session["error"]["message"]), text(&session["error"]["code"])));
     }

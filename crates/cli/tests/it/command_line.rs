@@ -89,6 +89,18 @@ async fn the_command_line_works_against_a_node() {
     let exported = run(&node, &["export", &id]);
     let exported: Value = serde_json::from_slice(&exported.stdout).unwrap();
     assert_eq!(exported["events"][0]["type"], "session_started");
+    let events = exported["events"].as_array().unwrap();
+    let rows = run(&node, &["export", &id, "--format", "csv"]);
+    let mut rows = csv::Reader::from_reader(rows.stdout.as_slice());
+    assert_eq!(rows.headers().unwrap().iter().nth(5), Some("type"));
+    let rows: Vec<csv::StringRecord> = rows.records().collect::<Result<_, _>>().unwrap();
+    assert_eq!(rows.len(), events.len());
+    for (row, event) in rows.iter().zip(events) {
+        assert_eq!((&row[0], &row[5]), (id.as_str(), event["type"].as_str().unwrap()));
+        assert_eq!(serde_json::from_str::<Value>(&row[7]).unwrap(), event["data"]);
+    }
+    let page = text(&run(&node, &["export", &id, "--format", "markdown"]));
+    assert!(page.starts_with(&format!("## {id}\n")) && page.contains("| session_started"), "{page}");
 }
 
 #[test]
