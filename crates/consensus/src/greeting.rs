@@ -35,7 +35,7 @@ pub(crate) async fn greet(
     let mut was_member = false;
     let mut tick = tokio::time::interval(INTERVAL);
     loop {
-        // A node that is new is greeted at once: the first that a node does that comes to lead is to wait until clocks
+        // A node that is new is greeted at once: whoever leads for the first time since its start waits until clocks
         // are compared.
         tokio::select! {
             _ = tick.tick() => {}
