@@ -84,6 +84,10 @@ impl Tables for Told<'_, '_> {
         self.batch.delete(key);
     }
 
+    fn expect_none(&mut self, key: &Key) {
+        self.batch.expect_none(key);
+    }
+
     fn observe(&mut self, session: &Observed<'_>, fact: Fact<'_>) {
         self.observer.observe(session, fact);
     }

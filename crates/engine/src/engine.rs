@@ -18,12 +18,12 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument as _, field};
 
 use crate::{
     Workers,
+    specs::Specs,
     timers::Timers,
-    work,
+    work::{self, Context},
     workers::{How, Start},
 };
 
@@ -70,12 +70,11 @@ impl Engine {
     pub fn start(group: Group, router: Arc<Router>, clock: Arc<dyn Clock>, workers: Arc<Workers>) -> Self {
         let tasks = Tasks::default();
         let (draining, drain) = watch::channel(false);
+        let context =
+            Context { group, router, clock, workers: Arc::clone(&workers), specs: Specs::default() };
         let runner = Runner {
-            group,
-            router,
-            clock,
+            context: Arc::new(context),
             tasks: Arc::clone(&tasks),
-            workers: Arc::clone(&workers),
             serial: AtomicU64::new(0),
             permits: Arc::new(Semaphore::new(CONCURRENCY)),
             drain,
@@ -125,11 +124,8 @@ fn stop_all(tasks: &Tasks) {
 }
 
 struct Runner {
-    group: Group,
-    router: Arc<Router>,
-    clock: Arc<dyn Clock>,
+    context: Arc<Context>,
     tasks: Tasks,
-    workers: Arc<Workers>,
     serial: AtomicU64,
     permits: Arc<Semaphore>,
     drain: watch::Receiver<bool>,
@@ -137,7 +133,7 @@ struct Runner {
 
 impl Runner {
     async fn run(self) {
-        let mut leadership = self.group.leadership();
+        let mut leadership = self.context.group.leadership();
         loop {
             let led =
                 leadership.wait_for(|lead| matches!(lead, Leadership::Here { .. })).await.map(|lead| *lead);
@@ -156,7 +152,7 @@ impl Runner {
                     _ = lost => break,
                 }
             }
-            self.workers.matching.resign(self.group.shard());
+            self.context.workers.matching.resign(self.context.group.shard());
             stop_all(&self.tasks);
             if leadership.has_changed().is_err() {
                 return;
@@ -166,36 +162,36 @@ impl Runner {
 
     /// Does the work of the shard until effects are lost.
     async fn lead(&self, term: &mut Term) {
-        let (pending, mut effects) = self.group.effects().take(term.number, || self.pending());
+        let (pending, mut effects) = self.context.group.effects().take(term.number, || self.pending());
         let Ok(pending) = pending else {
-            tracing::error!(shard = %self.group.shard(), "the shard's work can not be read; trying again");
+            tracing::error!(shard = %self.context.group.shard(), "the shard's work can not be read; trying again");
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             return;
         };
-        let mut timers = Timers::new(self.group.clone());
+        let mut timers = Timers::new(self.context.group.clone());
         if term.adoption.is_some() {
             let under_way = |work: &Work| self.tasks.lock().contains_key(&(work.session, work.step));
             for work in pending.into_iter().filter(|work| !under_way(work)) {
-                if !self.workers.matching.knows(&work) {
+                if !self.context.workers.matching.knows(&work) {
                     self.start_work(work, None);
                 }
             }
         } else {
             let (external, own): (Vec<Work>, Vec<Work>) = pending.into_iter().partition(|work| work.external);
-            self.workers.matching.expect(&self.group, &external);
+            self.context.workers.matching.expect(&self.context.group, &external);
             // Only now: a worker that presents what it has must find that it is expected.
-            self.workers.matching.lead(self.group.shard(), term.engine.clone());
-            if !work::redispatch(&self.group, &own).await {
+            self.context.workers.matching.lead(self.context.group.shard(), term.engine.clone());
+            if !work::redispatch(&self.context.group, &own).await {
                 return;
             }
-            let (workers, group) = (Arc::clone(&self.workers), self.group.clone());
+            let (workers, group) = (Arc::clone(&self.context.workers), self.context.group.clone());
             let adoption = tokio::spawn(async move {
                 let left = workers.matching.adopt(group.shard()).await;
                 while !work::redispatch(&group, &left).await {}
             });
             term.adoption = Some(AbortOnDropHandle::new(adoption));
         }
-        let overflowed = self.group.effects().clone();
+        let overflowed = self.context.group.effects().clone();
         loop {
             tokio::select! {
                 effect = effects.recv() => match effect {
@@ -210,7 +206,7 @@ impl Runner {
     }
 
     fn pending(&self) -> Result<Vec<Work>, storage::Error> {
-        let view = self.group.view();
+        let view = self.context.group.view();
         let (mut all, mut after) = (Vec::new(), None);
         loop {
             let (page, next) = pending_effects(&view, after, 4096);
@@ -229,7 +225,7 @@ impl Runner {
             match effect {
                 Effect::Dispatch(work) => self.start_work(work, None),
                 Effect::Recall { session, step } => {
-                    self.workers.matching.recall(session, step);
+                    self.context.workers.matching.recall(session, step);
                     if let Some(task) = self.tasks.lock().remove(&(session, step)) {
                         task.abort.abort();
                     }
@@ -246,21 +242,12 @@ impl Runner {
             return;
         }
         let (key, serial) = ((work.session, work.step), self.serial.fetch_add(1, Ordering::Relaxed));
-        let job = work::Job {
-            group: self.group.clone(),
-            router: Arc::clone(&self.router),
-            clock: Arc::clone(&self.clock),
-            workers: Arc::clone(&self.workers),
-            work,
-        };
+        let job = work::Job { context: Arc::clone(&self.context), work };
         let (permits, tasks) = (Arc::clone(&self.permits), Arc::clone(&self.tasks));
-        // What is logged about the work says whose it is; its trace is known once the session is read.
-        let (session, step) = (work.session, work.step);
-        let span = tracing::error_span!("work", %session, %step, trace_id = field::Empty);
         let mut slot = self.tasks.lock();
         let run = async move {
             let Ok(permit) = permits.acquire_owned().await else { return };
-            let started_at = job.clock.wall();
+            let started_at = job.context.clock.wall();
             if let Some(task) = tasks.lock().get_mut(&key).filter(|task| task.serial == serial) {
                 task.started_at = Some(started_at);
             }
@@ -270,7 +257,7 @@ impl Runner {
                 tasks.remove(&key);
             }
         };
-        let task = tokio::spawn(run.instrument(span));
+        let task = tokio::spawn(run);
         let (dispatch, external, abort) = (work.dispatch, work.external, task.abort_handle());
         let task = Task { serial, dispatch, started_at: None, external, abort };
         if let Some(before) = slot.insert(key, task) {

@@ -13,10 +13,10 @@ use crate::{
 impl Job {
     /// Gives the work to a worker, if one is free; else it waits in line, and this job ends.
     pub(crate) async fn hand(&self, slot: Option<Slot>, assignment: Assignment) {
-        let matching = &self.workers.matching;
+        let matching = &self.context.workers.matching;
         let slot = slot.or_else(|| matching.reserve_or_wait(&assignment.queue, self.work));
         let Some(slot) = slot else { return };
-        let (started_at, timeout_ms) = (self.clock.wall(), assignment.timeout_ms);
+        let (started_at, timeout_ms) = (self.context.clock.wall(), assignment.timeout_ms);
         match matching.hand(slot, assignment, self.work).await {
             Handed::Taken(lease) => self.attend(lease, started_at, timeout_ms).await,
             Handed::Full => {}
@@ -35,11 +35,11 @@ impl Job {
         match ended {
             Ok(Ended::Finished(result, reply)) => {
                 let counts = self.propose(started_at, resolution(result), None).await;
-                self.workers.matching.resolved(&self.work);
+                self.context.workers.matching.resolved(&self.work);
                 // The node of the worker may be gone.
                 let _ = reply.send(counts);
             }
-            Ok(Ended::Lost) if self.workers.matching.lost_once_more(&self.work) => {
+            Ok(Ended::Lost) if self.context.workers.matching.lost_once_more(&self.work) => {
                 let message = "its workers were lost again and again".to_owned();
                 self.propose(started_at, failed("worker_lost", message), None).await;
             }
@@ -53,12 +53,12 @@ impl Job {
     }
 
     async fn redispatch(&self) {
-        while !work::redispatch(&self.group, &[self.work]).await {}
+        while !work::redispatch(&self.context.group, &[self.work]).await {}
     }
 
     /// How long an attempt of the step may take, in milliseconds; 0 for no limit.
     pub(crate) fn timeout_ms(&self) -> u64 {
-        let view = self.group.latest();
+        let view = self.context.group.latest();
         let definition = view.session(self.work.session).and_then(|of| view.definition(of.definition));
         definition.map_or(0, |of| of.nodes[usize::from(self.work.step.node)].timeout_ms)
     }

@@ -10,6 +10,7 @@
 
 mod engine;
 mod external;
+mod specs;
 mod timers;
 pub mod values;
 mod work;

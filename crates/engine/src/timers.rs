@@ -69,7 +69,7 @@ impl Timers {
     fn look(&mut self) {
         let from = Key::Timer(Timestamp(0), SessionId::default(), TimerKind::Deadline);
         let to = Key::Timer(Timestamp(u64::MAX), SessionId::default(), TimerKind::Deadline);
-        let first = self.group.view().scan(&from, &to, 1).into_iter().next();
+        let first = self.group.latest().scan(&from, &to, 1).into_iter().next();
         self.next = match first {
             Some((Key::Timer(at, ..), _)) => Some(at),
             _ => None,

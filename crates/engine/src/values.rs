@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use ids::{ScopeId, Seq, SessionId, StepId};
 use machine::{Definition, Key, NodeKind, OutputRef, Read, Row, ScopeKind, ScopeRow, StepRow, StepStatus};
 use serde_json::{Map, Value, json};
@@ -185,9 +186,7 @@ impl<'a, R: Read> Values<'a, R> {
         name: &str,
         budget: &mut usize,
     ) -> Result<Option<Value>, Error> {
-        let Some(block) = self.definition.blocks.get(usize::from(row.block)) else { return Ok(None) };
-        let node = block.nodes.iter().find(|&&node| self.definition.nodes[usize::from(node)].name == name);
-        let Some(&node) = node else { return Ok(None) };
+        let Some(node) = self.node_named(row, name) else { return Ok(None) };
         let step = self.view.step(self.session, StepId::new(scope, node));
         let status = step.as_ref().map_or(StepStatus::Blocked, |step| step.status);
         let output = match &step {
@@ -195,6 +194,38 @@ impl<'a, R: Read> Values<'a, R> {
             _ => Value::Null,
         };
         Ok(Some(json!({"output": output, "status": status.name()})))
+    }
+
+    fn node_named(&self, row: &ScopeRow, name: &str) -> Option<u16> {
+        let block = self.definition.blocks.get(usize::from(row.block))?;
+        block.nodes.iter().copied().find(|&node| self.definition.nodes[usize::from(node)].name == name)
+    }
+
+    /// The bytes of what an expression in `scope` names, where it names the whole of something that is stored: they
+    /// need not be parsed to be written again. `None` does not say that there is no such value.
+    #[must_use]
+    pub fn stored(&self, scope: ScopeId, text: &str) -> Option<Bytes> {
+        let seq = match workflow::evaluate::path(text)?[..] {
+            ["input"] => Seq(0),
+            ["steps", name, "output"] => self.event_of_output(scope, name)?,
+            _ => return None,
+        };
+        self.view.event(self.session, seq)?.data.value().cloned()
+    }
+
+    /// The event that holds the output of the step of this name that is nearest around a scope.
+    fn event_of_output(&self, mut scope: ScopeId, name: &str) -> Option<Seq> {
+        loop {
+            let row = self.view.scope(self.session, scope)?;
+            if let Some(node) = self.node_named(&row, name) {
+                let step = self.view.step(self.session, StepId::new(scope, node))?;
+                return match (step.status, step.output) {
+                    (StepStatus::Completed, OutputRef::Event(seq)) => Some(seq),
+                    _ => None,
+                };
+            }
+            scope = row.parent?.scope;
+        }
     }
 
     fn item(&self, map: StepId, index: u32, budget: &mut usize) -> Result<Value, Error> {
@@ -235,5 +266,70 @@ impl<'a, R: Read> Values<'a, R> {
             scope = parent.scope;
         }
         path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+    use std::sync::Arc;
+
+    use ids::{RegionId, ShardId, Timestamp};
+    use machine::{
+        Command, Durability, Effect, Input, MemoryTables, Resolution, ResolveStep, SessionLimits,
+        StartSession,
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_as_a_whole_is_what_an_evaluation_gives() {
+        let source = "name: w\nsteps:\n  - {id: a, task: {queue: q, input: input}}\n  \
+             - {id: b, task: {queue: q, input: steps.a.output}}\n";
+        let definition = Arc::new(workflow::compile("w", source).unwrap());
+        let session = SessionId::new(RegionId(0), ShardId(0), 1);
+        let mut tables = MemoryTables::default();
+        let mut apply = |command| {
+            let now = Timestamp::from_millis(1_000);
+            machine::apply(&mut tables, &Input { now, command }).effects
+        };
+        apply(Command::PutDefinition(Arc::clone(&definition)));
+        let started = apply(Command::StartSession(StartSession {
+            session,
+            tenant: "t".into(),
+            workflow: "w".into(),
+            definition: definition.hash,
+            input: Bytes::from_static(br#"{"n":1.50,"text":"a b"}"#),
+            labels: Vec::new(),
+            limits: SessionLimits::default(),
+            durability: Durability::Local,
+            idempotency: None,
+        }));
+        let work = started.iter().find_map(|effect| match effect {
+            Effect::Dispatch(work) => Some(*work),
+            _ => None,
+        });
+        let work = work.unwrap();
+        apply(Command::ResolveStep(ResolveStep {
+            session,
+            step: work.step,
+            dispatch: work.dispatch,
+            started_at: Timestamp::from_millis(900),
+            resolution: Resolution::Completed(Bytes::from_static(b"[1,{\"of\":null}]")),
+            report: None,
+        }));
+        let values = Values::new(&tables, session, &definition);
+        let scope = ScopeId(0);
+        for text in ["input", " steps.a.output "] {
+            let evaluated =
+                workflow::evaluate::value(text, &values.variables(scope, [text]).unwrap()).unwrap();
+            let stored = values.stored(scope, text).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&stored).unwrap(), evaluated, "{text}");
+        }
+        // A part, an expression, a step without an output yet, and none at all: those are evaluated.
+        for text in ["input.n", "input == null", "steps.b.output", "steps.c.output", "steps.a.status"] {
+            assert_eq!(values.stored(scope, text), None, "{text}");
+        }
     }
 }

@@ -12,10 +12,12 @@ use machine::{
 use providers::{Request, Router};
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
-use workflow::{Agent, Format, Spec, Task, evaluate};
+use tracing::Instrument as _;
+use workflow::{Agent, Format, Task, evaluate};
 
 use crate::{
     Workers,
+    specs::Specs,
     values::Values,
     workers::{Assignment, How, QueueKey, TaskId},
 };
@@ -26,11 +28,17 @@ const REPROPOSE_PAUSE: Duration = Duration::from_millis(50);
 const PAUSES_SINCE_MACHINE_VERSION: u32 = 2;
 const REDISPATCH_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) struct Job {
+/// What all work of a shard is done with.
+pub(crate) struct Context {
     pub(crate) group: Group,
     pub(crate) router: Arc<Router>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) workers: Arc<Workers>,
+    pub(crate) specs: Specs,
+}
+
+pub(crate) struct Job {
+    pub(crate) context: Arc<Context>,
     pub(crate) work: Work,
 }
 
@@ -39,7 +47,7 @@ enum Plan {
     /// The outcome is known.
     Resolved(Resolution),
     /// A model has to be asked.
-    Ask { agent: Box<Agent>, request: Request, timeout_ms: u64 },
+    Ask { agent: Box<Agent>, request: Request, timeout_ms: u64, trace: TraceContext },
     /// A worker has to do it.
     Hand(Assignment),
     /// The work is no longer wanted.
@@ -63,7 +71,9 @@ impl Job {
         let (resolution, report) = match plan {
             Plan::Gone => return,
             Plan::Resolved(resolution) => (resolution, None),
-            Plan::Ask { agent, request, timeout_ms } => self.ask(&agent, request, timeout_ms).await,
+            Plan::Ask { agent, request, timeout_ms, trace } => {
+                self.ask(&agent, request, timeout_ms).instrument(self.span(trace)).await
+            }
             Plan::Hand(assignment) => {
                 // What waits for a worker, or for what the worker does, keeps no other work from its turn.
                 drop(permit);
@@ -79,7 +89,7 @@ impl Job {
 
     fn failed_for_now(&self, failure: Failure, pause: Pause) -> Resolution {
         // Replicas of an older release would not wait.
-        let known = self.group.latest().shard().machine_version >= PAUSES_SINCE_MACHINE_VERSION;
+        let known = self.context.group.latest().shard().machine_version >= PAUSES_SINCE_MACHINE_VERSION;
         let pause = if known { pause } else { Pause::default() };
         Resolution::Failed { failure, random: rand::random_range(0..=1000), pause }
     }
@@ -88,7 +98,7 @@ impl Job {
         let permanent =
             |code: &str, error: &dyn ToString| Failure::new(FailureClass::Permanent, code, error.to_string());
         // Rows as they are: once one of them has changed under a plan, the outcome of that plan is refused.
-        let view = self.group.latest();
+        let view = self.context.group.latest();
         let Some(session) = view.session(self.work.session).filter(|session| !session.status.is_ended())
         else {
             return Ok(Plan::Gone);
@@ -96,7 +106,6 @@ impl Job {
         let given = session.labels.iter().find(|(key, _)| key == TRACE_LABEL);
         let given = given.and_then(|(_, trace)| trace.parse().ok());
         let trace = TraceContext::of_session(self.work.session, given);
-        tracing::Span::current().record("trace_id", format_args!("{:032x}", trace.trace));
         let (Some(definition), Some(row)) =
             (view.definition(session.definition), view.step(self.work.session, self.work.step))
         else {
@@ -106,14 +115,20 @@ impl Job {
             return Ok(Plan::Gone);
         }
         let node = &definition.nodes[usize::from(self.work.step.node)];
-        let spec: Spec =
-            serde_json::from_str(&node.spec).map_err(|error| permanent("invalid_spec", &error))?;
+        let spec = self.context.specs.of(&definition, self.work.step.node);
+        let spec = spec.map_err(|error| permanent("invalid_spec", &error))?;
         let values = Values::new(&view, self.work.session, &definition);
         let variables = |scope: ScopeId, texts: &[&str]| {
             let variables = values.variables(scope, texts.iter().copied());
             variables.map_err(|error| permanent("value_unavailable", &error))
         };
         let evaluated = |error: evaluate::Error| permanent("evaluation_failed", &error);
+        let value = |scope: ScopeId, text: &str| match values.stored(scope, text) {
+            Some(bytes) => Ok(bytes),
+            None => evaluate::value(text, &variables(scope, &[text])?)
+                .map(|value| Bytes::from(value.to_string()))
+                .map_err(evaluated),
+        };
         let scope = self.work.step.scope;
 
         if let (Some(when), StepDetail::None) = (&spec.when, row.detail) {
@@ -128,15 +143,11 @@ impl Job {
             Task::Agent(agent) => {
                 let variables = variables(scope, &[&agent.system, &agent.prompt])?;
                 let request = self.request(agent, &variables, &view, &row).map_err(evaluated)?;
-                Plan::Ask { agent: agent.clone(), request, timeout_ms: node.timeout_ms }
+                Plan::Ask { agent: agent.clone(), request, timeout_ms: node.timeout_ms, trace }
             }
-            Task::Value(text) => {
-                let value = evaluate::value(text, &variables(scope, &[text])?).map_err(evaluated)?;
-                Plan::Resolved(completed(&value)?)
-            }
+            Task::Value(text) => Plan::Resolved(completed(value(scope, text)?)?),
             Task::External(text) => {
-                let input = evaluate::value(text, &variables(scope, &[text])?).map_err(evaluated)?;
-                let input = Bytes::from(input.to_string());
+                let input = value(scope, text)?;
                 check_len("the input", input.len(), limits::VALUE_BYTES_MAX)?;
                 let NodeKind::Task { queue } = &node.kind else { return Ok(Plan::Gone) };
                 let queue = Arc::new(QueueKey { tenant: session.tenant.clone(), queue: queue.clone() });
@@ -205,13 +216,21 @@ impl Job {
         })
     }
 
+    /// What is logged about the work says whose it is.
+    fn span(&self, trace: TraceContext) -> tracing::Span {
+        let (session, step) = (self.work.session, self.work.step);
+        tracing::error_span!("work", %session, %step, trace_id = format_args!("{:032x}", trace.trace))
+    }
+
     async fn ask(&self, agent: &Agent, request: Request, timeout_ms: u64) -> (Resolution, Option<Report>) {
         let deadline =
             (timeout_ms > 0).then(|| tokio::time::Instant::now() + Duration::from_millis(timeout_ms));
-        let answer = self.router.ask(&agent.role, request, deadline).await;
+        let answer = self.context.router.ask(&agent.role, request, deadline).await;
         let resolution = match answer.result {
             Ok(completion) => {
-                match output(&agent.output, &completion.text).and_then(|value| completed(&value)) {
+                match output(&agent.output, &completion.text)
+                    .and_then(|value| completed(value.to_string().into()))
+                {
                     Ok(resolution) => resolution,
                     Err(failure) => self.failed(failure),
                 }
@@ -226,7 +245,7 @@ impl Job {
 
     /// The outcome goes to this node's own shard: where another leads, the work has been sent out again.
     async fn propose_here(&self, resolve: ResolveStep) -> Result<Outcome, ProposeError> {
-        self.group.propose_here(Command::ResolveStep(resolve)).await.map(|(outcome, _)| outcome)
+        self.context.group.propose_here(Command::ResolveStep(resolve)).await.map(|(outcome, _)| outcome)
     }
 
     /// Proposes until the outcome is known, or somebody else's counts: whether this one does, `None` if the node stops.
@@ -291,8 +310,7 @@ fn choose(conditions: &[String], node: &Node, variables: &Value) -> Result<Optio
     Ok(None)
 }
 
-fn completed(value: &Value) -> Result<Resolution, Failure> {
-    let bytes = Bytes::from(value.to_string());
+fn completed(bytes: Bytes) -> Result<Resolution, Failure> {
     check_len("the output", bytes.len(), limits::VALUE_BYTES_MAX)?;
     Ok(Resolution::Completed(bytes))
 }

@@ -154,6 +154,10 @@ pub trait Tables: Read {
     fn put(&mut self, key: Key, row: Row);
     /// Removes a key.
     fn delete(&mut self, key: &Key);
+    /// Says that a key which is about to be put has no row, so that it need not be looked for.
+    fn expect_none(&mut self, key: &Key) {
+        let _ = key;
+    }
     /// Is told what happens to a session, as it happens: for whoever measures. What comes of it must not change what
     /// is applied.
     fn observe(&mut self, session: &Observed<'_>, fact: Fact<'_>) {
@@ -230,5 +234,9 @@ impl Tables for MemoryTables {
 
     fn delete(&mut self, key: &Key) {
         self.rows.remove(key);
+    }
+
+    fn expect_none(&mut self, key: &Key) {
+        debug_assert!(!self.rows.contains_key(key), "there is a row of {key:?}");
     }
 }

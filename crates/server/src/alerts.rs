@@ -132,7 +132,7 @@ async fn propose(group: &Group, name: &str, change: AlertChange) {
 /// How alerts stand, as this node has applied it.
 fn rows(group: &Group) -> BTreeMap<String, AlertRow> {
     let (from, to) = (Key::Alert(String::new()), Key::Alert(char::MAX.to_string()));
-    let rows = group.view().scan(&from, &to, ROWS_MAX).into_iter();
+    let rows = group.latest().scan(&from, &to, ROWS_MAX).into_iter();
     rows.filter_map(|(key, row)| match (key, row) {
         (Key::Alert(name), Row::Alert(row)) => Some((name, row)),
         _ => None,

@@ -68,6 +68,9 @@ impl Read for Batch<'_> {
         if let Some(row) = self.memory.lock().get(key) {
             return row;
         }
+        if self.absent.borrow().contains(key) {
+            return None;
+        }
         // Nobody else puts rows: what is stored is what is in force.
         let full = [&self.prefix[..], &keys::encode_key(key)].concat();
         let hash = |bytes: &[u8]| RowDigest::row(&full[self.prefix.len()..], bytes);
@@ -111,6 +114,13 @@ impl Tables for Batch<'_> {
 
     fn delete(&mut self, key: &Key) {
         self.overlay.get_mut().insert(key.clone(), None);
+    }
+
+    fn expect_none(&mut self, key: &Key) {
+        // One that this batch itself has deleted may be stored.
+        if !self.overlay.get_mut().contains_key(key) {
+            self.absent.get_mut().insert(key.clone());
+        }
     }
 }
 

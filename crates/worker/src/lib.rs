@@ -11,10 +11,12 @@
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use proto::api::{
     FromWorker, Heartbeat, Hello, Leaving, Outcome, Progress, TaskFailure, ToWorker, from_worker, outcome,
     to_worker, worker_service_client::WorkerServiceClient,
@@ -242,6 +244,7 @@ where
             return Ok(End::Broken);
         }
         let mut heartbeat = tokio::time::interval(lease / 4);
+        let mut together = Vec::new();
         loop {
             if self.leaving && self.is_done() {
                 return Ok(End::Done);
@@ -254,16 +257,24 @@ where
                     },
                     Ok(None) | Err(_) => return Ok(End::Broken),
                 },
-                Some(said) = self.said.recv() => match said {
-                    Said::Progress(progress) => from_worker::Message::Progress(progress),
-                    Said::Outcome(outcome) => {
-                        // Of a task that was revoked, nobody wants to know.
-                        if self.running.remove(&outcome.task).is_none() {
-                            continue;
-                        }
-                        self.unrecorded.insert(outcome.task.clone(), outcome.clone());
-                        from_worker::Message::Outcome(outcome)
+                Some(said) = self.said.recv() => {
+                    together.push(said);
+                    // Other handlers may be about to end: once a batch they have their turn, and what they say goes out
+                    // in the same packet.
+                    tokio::task::yield_now().await;
+                    while together.len() < OUTGOING_LEN
+                        && let Ok(said) = self.said.try_recv()
+                    {
+                        together.push(said);
                     }
+                    // All are kept before the first is sent: then it may break off.
+                    let outgoing: Vec<_> = together.drain(..).filter_map(|said| self.say(said)).collect();
+                    for said in outgoing {
+                        if send.send(message(said)).await.is_err() {
+                            return Ok(End::Broken);
+                        }
+                    }
+                    continue;
                 },
                 _ = heartbeat.tick() => from_worker::Message::Heartbeat(Heartbeat {}),
                 () = stop.as_mut(), if !self.leaving => {
@@ -273,6 +284,19 @@ where
             };
             if send.send(message(outgoing)).await.is_err() {
                 return Ok(End::Broken);
+            }
+        }
+    }
+
+    /// What the cluster is to be told.
+    fn say(&mut self, said: Said) -> Option<from_worker::Message> {
+        match said {
+            Said::Progress(progress) => Some(from_worker::Message::Progress(progress)),
+            Said::Outcome(outcome) => {
+                // Of a task that was revoked, nobody wants to know.
+                self.running.remove(&outcome.task)?;
+                self.unrecorded.insert(outcome.task.clone(), outcome.clone());
+                Some(from_worker::Message::Outcome(outcome))
             }
         }
     }
@@ -361,28 +385,25 @@ where
             progress: self.say.clone(),
         };
         let of = id.clone();
-        let work = tokio::spawn(async move { handler(task).await });
-        let abort = work.abort_handle();
-        tokio::spawn(async move {
+        let work = tokio::spawn(async move {
+            let worked = AssertUnwindSafe(async { handler(task).await }).catch_unwind().await;
             let failed = |failure: Failure| {
                 let Failure { code, message, permanent } = failure;
                 outcome::Result::Failure(TaskFailure { code, message, permanent })
             };
-            let result = match work.await {
+            let result = match worked {
                 Ok(Ok(output)) => outcome::Result::OutputJson(output.to_string()),
                 Ok(Err(failure)) => failed(failure),
-                Err(error) if error.is_panic() => failed(Failure {
+                Err(_) => failed(Failure {
                     code: "panicked".into(),
                     message: "the worker's handler panicked".into(),
                     permanent: false,
                 }),
-                // Revoked.
-                Err(_) => return,
             };
             // The worker has ended.
             let _ = say.send(Said::Outcome(Outcome { task: of, result: Some(result) })).await;
         });
-        self.running.insert(id, abort);
+        self.running.insert(id, work.abort_handle());
     }
 }
 

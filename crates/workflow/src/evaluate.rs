@@ -126,19 +126,23 @@ fn longest(value: &Value) -> u64 {
     }
 }
 
-/// What an expression that only names a value names, such as `steps.plan.output.files`: most are like that. `None` for
-/// any other expression, and for a value that is not there, which is the evaluation's to explain.
-fn at_path<'a>(text: &str, variables: &'a Value) -> Option<&'a Value> {
+/// The names in an expression that only names a value, such as `steps.plan.output.files`: most are like that. `None`
+/// for any other expression.
+#[must_use]
+pub fn path(text: &str) -> Option<Vec<&str>> {
     let is_name = |name: &str| {
         name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
             && name.chars().all(|of| of.is_ascii_alphanumeric() || of == '_')
             && !matches!(name, "true" | "false" | "null" | "in")
     };
-    let mut found = variables;
-    for name in text.trim().split('.') {
-        found = if is_name(name) { found.as_object()?.get(name)? } else { return None };
-    }
-    Some(found)
+    let names: Vec<&str> = text.trim().split('.').collect();
+    names.iter().all(|name| is_name(name)).then_some(names)
+}
+
+/// What an expression that only names a value names. `None` also for a value that is not there, which is the
+/// evaluation's to explain.
+fn at_path<'a>(text: &str, variables: &'a Value) -> Option<&'a Value> {
+    path(text)?.into_iter().try_fold(variables, |found, name| found.as_object()?.get(name))
 }
 
 /// Evaluates a condition.

@@ -78,7 +78,8 @@ impl Workers {
         patience: Patience,
     ) -> Self {
         let pool = Arc::new(Pool::new(peers.clone(), patience));
-        let matching = Arc::new(Matching::new(peers.clone(), groups, clock, patience));
+        let matching = Arc::new(Matching::new(peers.clone(), Arc::clone(&pool), groups, clock, patience));
+        pool.serves(&matching);
         let tasks = vec![
             tokio::spawn(pool::announce(Arc::clone(&pool))),
             tokio::spawn(pool::keep(Arc::clone(&pool))),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Assignment, Patience, QueueKey, TaskId, TaskResult, ask, ask_leader};
+use super::{Assignment, Matching, Patience, QueueKey, TaskId, TaskResult, ask, ask_leader};
 
 /// How often a node says which workers it has.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,6 +60,7 @@ pub struct Hello {
 /// The workers that are connected to this node.
 pub struct Pool {
     peers: Peers,
+    matching: OnceLock<Weak<Matching>>,
     patience: Patience,
     incarnation: u64,
     started: Instant,
@@ -166,6 +167,7 @@ impl Pool {
     pub(super) fn new(peers: Peers, patience: Patience) -> Self {
         Self {
             peers,
+            matching: OnceLock::new(),
             patience,
             incarnation: rand::random_range(1..=u64::MAX),
             started: Instant::now(),
@@ -261,31 +263,36 @@ impl Pool {
         }
     }
 
-    /// A leader offers a task: a worker has it from now on, or the leader hears when there is a slot.
+    /// The leader of a shard on another node offers a task.
     pub(super) fn offered(&self, offer: peer::Offer) -> peer::Offered {
-        let mut state = self.state.lock();
         let Some(id) = offer.id.as_ref().and_then(TaskId::from_message) else {
             return peer::Offered::default();
         };
-        let queue = Arc::new(QueueKey { tenant: offer.tenant, queue: offer.queue });
-        let taken = state.assign(&Assignment {
+        let assignment = Assignment {
             id,
-            queue: Arc::clone(&queue),
+            queue: Arc::new(QueueKey { tenant: offer.tenant, queue: offer.queue }),
             path: offer.path,
             attempt: offer.attempt,
             input: offer.input,
             timeout_ms: offer.timeout_ms,
             traceparent: offer.traceparent,
-        });
-        if taken.is_none() || offer.more {
-            let from = NodeId(offer.from);
-            if let Some(served) = state.queues.get_mut(&queue)
-                && !served.hungry.contains(&from)
-            {
-                served.hungry.push_back(from);
-            }
+        };
+        peer::Offered { worker: self.take(assignment, NodeId(offer.from), offer.more).unwrap_or_default() }
+    }
+
+    /// Gives a leader's task to a worker: its name, if one has it from now on. If not, or if the leader has `more`, it
+    /// hears when there is a slot.
+    pub(super) fn take(&self, assignment: Assignment, from: NodeId, more: bool) -> Option<String> {
+        let queue = Arc::clone(&assignment.queue);
+        let mut state = self.state.lock();
+        let taken = state.assign(assignment);
+        if (taken.is_none() || more)
+            && let Some(served) = state.queues.get_mut(&queue)
+            && !served.hungry.contains(&from)
+        {
+            served.hungry.push_back(from);
         }
-        peer::Offered { worker: taken.unwrap_or_default() }
+        taken
     }
 
     /// What this node's workers have in hand of a shard.
@@ -334,23 +341,39 @@ impl Pool {
 
     /// Brings an outcome to the shard's leader, whoever that becomes.
     async fn deliver(self: Arc<Self>, id: TaskId, tenant: String, result: TaskResult) {
-        loop {
-            let body = question::Body::Finished(result.message(id, &tenant));
-            match ask_leader(&self.peers, id.session.shard(), body).await {
-                Ok(answer::Body::Recorded(recorded)) => {
-                    if !recorded.counts {
-                        tracing::info!(task = %id, "an outcome that came too late was refused");
-                    }
-                    let mut state = self.state.lock();
-                    let (in_hand, _) = state.drop_task(id);
-                    if let Some(in_hand) = in_hand {
-                        state.tell(in_hand.worker, ToWorker::Recorded(id));
-                    }
-                    return;
-                }
-                _ => tokio::time::sleep(RETRY_PAUSE).await,
+        let counts = loop {
+            match self.finish(id, &tenant, result.clone()).await {
+                Some(counts) => break counts,
+                None => tokio::time::sleep(RETRY_PAUSE).await,
             }
+        };
+        if !counts {
+            tracing::info!(task = %id, "an outcome that came too late was refused");
         }
+        let mut state = self.state.lock();
+        let (in_hand, _) = state.drop_task(id);
+        if let Some(in_hand) = in_hand {
+            state.tell(in_hand.worker, ToWorker::Recorded(id));
+        }
+    }
+
+    /// Tells the shard's leader an outcome: whether it counts; `None` if it was not told.
+    async fn finish(&self, id: TaskId, tenant: &str, result: TaskResult) -> Option<bool> {
+        let leader = self.peers.leader(id.session.shard())?;
+        if leader == self.peers.me() {
+            return self.matching.get()?.upgrade()?.finish(id, tenant, result).await;
+        }
+        let body = question::Body::Finished(result.message(id, tenant));
+        match ask(&self.peers, leader, body).await {
+            Ok(answer::Body::Recorded(recorded)) => Some(recorded.counts),
+            _ => None,
+        }
+    }
+
+    /// This is the other half of the node.
+    pub(super) fn serves(&self, matching: &Arc<Matching>) {
+        // Once, by whoever makes both.
+        let _ = self.matching.set(Arc::downgrade(matching));
     }
 
     /// Sends the workers to other nodes, and lets none in.
@@ -382,17 +405,18 @@ impl Pool {
 
 impl State {
     /// Gives a task to the next worker of its queue that has a slot; its name.
-    fn assign(&mut self, assignment: &Assignment) -> Option<String> {
+    fn assign(&mut self, assignment: Assignment) -> Option<String> {
         let served = self.queues.get_mut(&assignment.queue)?;
         for _ in 0..served.workers.len() {
             served.workers.rotate_left(1);
             let Some(&id) = served.workers.back() else { break };
             let Some(worker) = self.workers.get_mut(&id) else { continue };
-            if worker.busy >= worker.hello.capacity
-                || worker.messages.try_send(ToWorker::Task(assignment.clone())).is_err()
-            {
+            if worker.busy >= worker.hello.capacity {
                 continue;
             }
+            let Ok(room) = worker.messages.try_reserve() else { continue };
+            let task = assignment.id;
+            room.send(ToWorker::Task(assignment));
             worker.busy += 1;
             let in_hand = InHand {
                 tenant: worker.hello.tenant.clone(),
@@ -402,7 +426,7 @@ impl State {
                 reporting: false,
             };
             let name = worker.hello.name.clone();
-            self.in_hand.insert(assignment.id, in_hand);
+            self.in_hand.insert(task, in_hand);
             return Some(name);
         }
         None
@@ -442,8 +466,10 @@ impl Connection {
 
     /// What came of a task.
     pub fn finished(&self, id: TaskId, result: TaskResult) {
-        self.heard();
         let mut state = self.pool.state.lock();
+        if let Some(worker) = state.workers.get_mut(&self.worker) {
+            worker.heard = Instant::now();
+        }
         let Some(in_hand) = state.in_hand.get_mut(&id).filter(|of| of.worker == Some(self.worker)) else {
             // It was taken from the worker meanwhile, or its outcome is known.
             state.tell(Some(self.worker), ToWorker::Recorded(id));

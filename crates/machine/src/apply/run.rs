@@ -159,6 +159,11 @@ impl<'a, T: Tables> Run<'a, T> {
             return;
         }
         self.row.spent.steps += 1;
+        self.tables.expect_none(&Key::Pending(self.id, step));
+        // Where several steps come before it, the last of them found its row.
+        if self.definition.node(step.node).after.len() <= 1 {
+            self.tables.expect_none(&Key::Step(self.id, step));
+        }
         self.begin(step, row);
     }
 
@@ -369,6 +374,7 @@ impl<'a, T: Tables> Run<'a, T> {
         self.row.status = status;
         self.row.ended_at = Some(self.now);
         let at = self.now.plus_millis(self.definition.retention_ms);
+        self.tables.expect_none(&Key::Timer(at, self.id, TimerKind::Retention));
         self.set_timer(at, TimerKind::Retention);
     }
 

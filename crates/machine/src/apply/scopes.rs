@@ -22,7 +22,9 @@ impl<T: Tables> Run<'_, T> {
         let open = self.definition.blocks[usize::from(block)].nodes.len();
         let row =
             ScopeRow { parent, block, kind, open: u16::try_from(open).unwrap_or(u16::MAX), failed: None };
-        self.tables.put(Key::Scope(self.id, scope), Row::Scope(row));
+        let key = Key::Scope(self.id, scope);
+        self.tables.expect_none(&key);
+        self.tables.put(key, Row::Scope(row));
         self.activate_block(scope, block);
     }
 

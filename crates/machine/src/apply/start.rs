@@ -65,7 +65,9 @@ pub(super) fn start<T: Tables>(
         let used = IdempotencyRow { session: id, fingerprint: idempotency.fingerprint };
         tables.put(key, Row::Idempotency(used));
     }
-    tables.put(Key::ByTenant(start.tenant.clone(), u64::MAX - now.0, id), Row::Present);
+    let listed = Key::ByTenant(start.tenant.clone(), u64::MAX - now.0, id);
+    tables.expect_none(&listed);
+    tables.put(listed, Row::Present);
     let mut run = Run::new(tables, now, id, row, definition, effects);
     run.event(
         None,

@@ -1,6 +1,6 @@
 //! The connections of workers outside the cluster.
 
-use std::pin::Pin;
+use std::{collections::VecDeque, pin::Pin};
 
 use engine::workers::{Assignment, Connection, Hello, TaskId, TaskResult, ToWorker};
 use futures_util::{Stream, stream};
@@ -19,6 +19,8 @@ use crate::error::{self, ApiError};
 /// Tasks of one worker at once.
 const CAPACITY_MAX: u32 = 10_000;
 const PROGRESS_BYTES_MAX: usize = 1024;
+/// Messages that are sent together at most.
+const TOGETHER_MAX: usize = 256;
 /// Tasks that a worker may present: those under way, and as many whose outcomes are on their way.
 const IN_HAND_MAX: usize = 2 * CAPACITY_MAX as usize;
 
@@ -133,16 +135,25 @@ fn outgoing(
     orders: mpsc::Receiver<ToWorker>,
     ended: mpsc::Receiver<()>,
 ) -> impl Stream<Item = Result<api::ToWorker, Status>> {
-    let first = Some(Message::Welcome(welcome));
-    stream::unfold((first, orders, ended), |(mut first, mut orders, mut ended)| async move {
-        let message = match first.take() {
-            Some(message) => message,
-            None => tokio::select! {
-                order = orders.recv() => to_message(order?),
+    let ready = VecDeque::from([Message::Welcome(welcome)]);
+    stream::unfold((ready, orders, ended), |(mut ready, mut orders, mut ended)| async move {
+        if ready.is_empty() {
+            let first = tokio::select! {
+                order = orders.recv() => order?,
                 _ = ended.recv() => return None,
-            },
-        };
-        Some((Ok(api::ToWorker { message: Some(message) }), (first, orders, ended)))
+            };
+            ready.push_back(to_message(first));
+            // Where there is one, there are more to come from the same commit: once a batch, not once a message, others
+            // have their turn, and what they say goes out in the same packet.
+            tokio::task::yield_now().await;
+            while ready.len() < TOGETHER_MAX
+                && let Ok(order) = orders.try_recv()
+            {
+                ready.push_back(to_message(order));
+            }
+        }
+        let message = ready.pop_front();
+        Some((Ok(api::ToWorker { message }), (ready, orders, ended)))
     })
 }
 

@@ -74,12 +74,14 @@ impl Sessions {
 
     /// The output of a session that has completed, and belongs to whoever asks.
     pub(crate) fn output(&self, id: SessionId) -> Result<Value> {
-        let view = self.group_of(id)?.view();
+        // An ended session's rows change no more: there is no need for those of one moment, which are written first.
+        let view = self.group_of(id)?.latest();
         let row = view.session(id).ok_or_else(|| ApiError::not_found(format!("session {id}")))?;
         let definition = view.definition(row.definition);
         let definition =
             definition.ok_or_else(|| ApiError::new(error::INTERNAL, "the definition is missing"))?;
         let output = Values::new(&view, id, &definition).session_output();
+        view.check()?;
         output.map_err(|reason| ApiError::new(error::INTERNAL, format!("the output: {reason}")))
     }
 

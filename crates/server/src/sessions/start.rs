@@ -39,7 +39,6 @@ impl Sessions {
             }
         };
         let input = Bytes::from(start.input.to_string());
-        let fingerprint = fingerprint(&definition.hash, &input, &start);
         // Not a part of what makes two requests the same.
         let mut labels: Vec<(String, String)> = start.labels.clone().into_iter().collect();
         if let Some(trace) = start.trace
@@ -66,7 +65,7 @@ impl Sessions {
             idempotency: start.idempotency_key.clone().map(|key| Idempotency {
                 lock_key: start.lock_key.clone(),
                 key,
-                fingerprint,
+                fingerprint: fingerprint(&definition.hash, &input, &start),
             }),
         });
         let (session, created) = match self.propose_start(group, definition, command).await {
@@ -128,7 +127,7 @@ impl Sessions {
         input: &Bytes,
     ) -> Option<SessionId> {
         let WorkflowRef::Name(workflow) = &start.workflow else { return None };
-        let view = group.view();
+        let view = group.latest();
         let is_of = |row: &SessionRow| row.tenant == tenant && row.workflow == *workflow;
         if let Some(key) = &start.idempotency_key {
             let key = Key::Idempotency(tenant.into(), start.lock_key.clone(), key.clone());

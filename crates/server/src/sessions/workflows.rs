@@ -86,7 +86,8 @@ impl Sessions {
 
 /// What a name stands for on this replica.
 fn named(group: &Group, tenant: &str, name: &str) -> Result<Option<Arc<Definition>>> {
-    let view = group.view();
+    // Every start comes here. A definition does not change: the name's row is all that does.
+    let view = group.latest();
     let row = view.get(&Key::Workflow(tenant.into(), name.into()));
     let definition = match row {
         Some(Row::Workflow(row)) => view.definition(row.definition),

@@ -340,6 +340,10 @@ proptest! {
             match op {
                 Op::Put(number, value) => {
                     let (key, row) = (key(number), row(&key(number), value));
+                    if memory.get(&key).is_none() {
+                        // As the machine does where it knows.
+                        batch.expect_none(&key);
+                    }
                     memory.put(key.clone(), row.clone());
                     batch.put(key, row);
                 }

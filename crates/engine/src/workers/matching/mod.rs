@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Assignment, Patience, QueueKey, TaskId, TaskResult, ask};
+use super::{Assignment, Patience, Pool, QueueKey, TaskId, TaskResult, ask};
 
 /// How often an attempt may lose its worker before that counts as a failure of the step.
 const LOSSES_MAX: u32 = 3;
@@ -33,6 +33,7 @@ type Key = (SessionId, StepId);
 /// Steps that wait for workers, and those that workers have, of the shards that this node leads.
 pub(crate) struct Matching {
     peers: Peers,
+    pool: Arc<Pool>,
     groups: BTreeMap<ShardId, Group>,
     clock: Arc<dyn Clock>,
     patience: Patience,
@@ -250,12 +251,13 @@ impl State {
 impl Matching {
     pub(in crate::workers) fn new(
         peers: Peers,
+        pool: Arc<Pool>,
         groups: impl IntoIterator<Item = Group>,
         clock: Arc<dyn Clock>,
         patience: Patience,
     ) -> Self {
         let groups = groups.into_iter().map(|group| (group.shard(), group)).collect();
-        Self { peers, groups, clock, patience, state: Mutex::default() }
+        Self { peers, pool, groups, clock, patience, state: Mutex::default() }
     }
 
     /// This node leads a shard, and gives out its tasks from now on.
@@ -309,29 +311,17 @@ impl Matching {
             slot.used = true;
             (lease, state.queues.get(&slot.queue).is_some_and(|of| !of.line.is_empty()))
         };
-        let offer = peer::Offer {
-            id: Some(id.message()),
-            tenant: slot.queue.tenant.clone(),
-            queue: slot.queue.queue.clone(),
-            path: assignment.path,
-            attempt: assignment.attempt,
-            input: assignment.input,
-            timeout_ms: assignment.timeout_ms,
-            traceparent: assignment.traceparent,
-            from: self.peers.me().0,
-            more,
-        };
-        match ask(&self.peers, slot.node, question::Body::Offer(offer)).await {
-            Ok(answer::Body::Offered(offered)) if !offered.worker.is_empty() => {
+        match self.offer(slot.node, assignment, more).await {
+            Ok(Some(worker)) => {
                 let mut state = self.state.lock();
                 let incarnation = state.nodes.get(&slot.node).map_or(0, |heard| heard.incarnation);
                 if let Some(leased) = state.leased.get_mut(&key).filter(|of| of.dispatch == id.dispatch) {
-                    (leased.worker, leased.incarnation) = (offered.worker, incarnation);
+                    (leased.worker, leased.incarnation) = (worker, incarnation);
                     leased.lost_at = None;
                 }
                 Handed::Taken(lease)
             }
-            answered @ (Ok(answer::Body::Offered(_)) | Err(AskError::NotSent)) => {
+            answered @ (Ok(None) | Err(AskError::NotSent)) => {
                 let mut state = self.state.lock();
                 let queue = state.queues.entry(Arc::clone(&slot.queue)).or_default();
                 let place = queue.places.entry(slot.node).or_default();
@@ -346,7 +336,36 @@ impl Matching {
                 drop(lease);
                 Handed::Full
             }
-            Ok(_) | Err(AskError::NoAnswer) => Handed::Unknown(lease),
+            Err(AskError::NoAnswer) => Handed::Unknown(lease),
+        }
+    }
+
+    /// Offers a task to the workers of a node: who has it, if one of them does.
+    async fn offer(
+        &self,
+        node: NodeId,
+        assignment: Assignment,
+        more: bool,
+    ) -> Result<Option<String>, AskError> {
+        let me = self.peers.me();
+        if node == me {
+            return Ok(self.pool.take(assignment, me, more));
+        }
+        let offer = peer::Offer {
+            id: Some(assignment.id.message()),
+            tenant: assignment.queue.tenant.clone(),
+            queue: assignment.queue.queue.clone(),
+            path: assignment.path,
+            attempt: assignment.attempt,
+            input: assignment.input,
+            timeout_ms: assignment.timeout_ms,
+            traceparent: assignment.traceparent,
+            from: me.0,
+            more,
+        };
+        match ask(&self.peers, node, question::Body::Offer(offer)).await? {
+            answer::Body::Offered(offered) => Ok(Some(offered.worker).filter(|worker| !worker.is_empty())),
+            _ => Err(AskError::NoAnswer),
         }
     }
 

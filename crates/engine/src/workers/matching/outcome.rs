@@ -34,29 +34,40 @@ impl Matching {
         }
     }
 
-    /// A worker says what came of a task.
+    /// A worker of another node says what came of a task.
     pub(in crate::workers) async fn finished(&self, finished: peer::Finished) -> answer::Body {
-        let not_leader = answer::Body::NotLeader(Empty {});
-        let recorded = |counts| answer::Body::Recorded(peer::Recorded { counts });
         let id = finished.id.as_ref().and_then(TaskId::from_message);
-        let (Some(id), Some(result)) = (id, finished.result) else { return recorded(false) };
-        let Some(group) = self.groups.get(&id.session.shard()) else { return recorded(false) };
-        let result = TaskResult::from_message(result);
-        match self.holder(id, &finished.tenant) {
-            Holder::NotHere => return not_leader,
-            Holder::Foreign => return recorded(false),
+        let counts = match (id, finished.result) {
+            (Some(id), Some(result)) => {
+                self.finish(id, &finished.tenant, TaskResult::from_message(result)).await
+            }
+            _ => Some(false),
+        };
+        let recorded = |counts| answer::Body::Recorded(peer::Recorded { counts });
+        counts.map_or(answer::Body::NotLeader(Empty {}), recorded)
+    }
+
+    /// A worker says what came of a task: whether that counts; `None` if another node is to be told.
+    pub(in crate::workers) async fn finish(
+        &self,
+        id: TaskId,
+        tenant: &str,
+        result: TaskResult,
+    ) -> Option<bool> {
+        let Some(group) = self.groups.get(&id.session.shard()) else { return Some(false) };
+        match self.holder(id, tenant) {
+            Holder::NotHere => return None,
+            Holder::Foreign => return Some(false),
             Holder::Job(job) => {
                 let (reply, counts) = oneshot::channel();
-                if job.send(Ended::Finished(result, reply)).is_err() {
-                    return not_leader;
-                }
-                return counts.await.ok().flatten().map_or(not_leader, recorded);
+                job.send(Ended::Finished(result, reply)).ok()?;
+                return counts.await.ok().flatten();
             }
             Holder::Nobody => {}
         }
         // Nobody waits for it here, but the fence may be the one that counts.
-        if group.latest().session(id.session).is_none_or(|session| session.tenant != finished.tenant) {
-            return recorded(false);
+        if group.latest().session(id.session).is_none_or(|session| session.tenant != tenant) {
+            return Some(false);
         }
         let resolve = ResolveStep {
             session: id.session,
@@ -67,12 +78,12 @@ impl Matching {
             report: None,
         };
         match group.propose_here(Command::ResolveStep(resolve)).await {
-            Ok((Outcome::Refused(Refusal::Stale { .. }), _)) => recorded(false),
+            Ok((Outcome::Refused(Refusal::Stale { .. }), _)) => Some(false),
             Ok((outcome, _)) => {
                 self.state.lock().forget(id);
-                recorded(!matches!(outcome, Outcome::Refused(_)))
+                Some(!matches!(outcome, Outcome::Refused(_)))
             }
-            Err(_) => not_leader,
+            Err(_) => None,
         }
     }
 }
