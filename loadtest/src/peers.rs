@@ -212,3 +212,31 @@ fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, format!("{head}{}{text}{}{tail}", MARKS.0, MARKS.1))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_meets_its_target_or_not_and_takes_the_place_of_the_last() {
+        for (verdict, met) in [
+            (at_least("steps", 5.0, 5.0), true),
+            (at_least("steps", 4.99, 5.0), false),
+            (at_most("p99", 1.0, 1.0), true),
+            (at_most("p99", 1.01, 1.0), false),
+            // Nothing was measured.
+            (at_least("steps", f64::NAN, 5.0), false),
+        ] {
+            assert_eq!(verdict.met, met, "{}: {}", verdict.what, verdict.came);
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let page = temp.path().join("page.md");
+        std::fs::write(&page, "before\n<!-- peers -->\nold\n<!-- /peers -->\nafter\n").unwrap();
+        replace(&page, "new\n").unwrap();
+        let now = std::fs::read_to_string(&page).unwrap();
+        assert_eq!(now, "before\n<!-- peers -->\nnew\n<!-- /peers -->\nafter\n");
+        std::fs::write(&page, "nothing").unwrap();
+        let refused = replace(&page, "new\n").unwrap_err();
+        assert!(refused.to_string().contains("<!-- peers -->"), "{refused}");
+    }
+}

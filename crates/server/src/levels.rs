@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use consensus::{Observer, Peers};
 use futures_util::future::join_all;
-use ids::{NodeId, ShardId, Timestamp};
+use ids::{NodeId, RegionId, ShardId, Timestamp};
 use machine::{Fact, Observed};
 use prost::Message as _;
 use proto::{
@@ -32,6 +32,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// What this node measures.
 #[derive(Debug)]
 pub(crate) struct Levels {
+    region: String,
     recorder: Arc<Recorder>,
     facts: Facts,
     objectives: Vec<Objective>,
@@ -48,9 +49,17 @@ pub(crate) struct Heard {
 }
 
 impl Levels {
-    pub(crate) fn new(objectives: Vec<Objective>, alerts: Vec<Rule>, maintenance: Vec<Maintenance>) -> Self {
-        let recorder = Arc::new(Recorder::with_edges(sla::prometheus::edges(&objectives, &alerts)));
-        Self { facts: Facts::new(Arc::clone(&recorder)), recorder, objectives, alerts, maintenance }
+    /// What is measured in a region, and promised there.
+    pub(crate) fn new(
+        region: RegionId,
+        objectives: Vec<Objective>,
+        alerts: Vec<Rule>,
+        maintenance: Vec<Maintenance>,
+    ) -> Self {
+        let region = region.0.to_string();
+        let recorder = Recorder::with_edges(sla::prometheus::edges(&objectives, &alerts));
+        let recorder = Arc::new(recorder.in_region(&region));
+        Self { region, facts: Facts::new(Arc::clone(&recorder)), recorder, objectives, alerts, maintenance }
     }
 
     /// The rules that say when somebody is to be told.
@@ -72,7 +81,8 @@ impl Levels {
     /// What this node has counted since it began, for Prometheus.
     pub(crate) fn exposition(&self) -> String {
         let spent = self.facts.spent();
-        [self.recorder.exposition(), spent.exposition(), self.recorder.aliases(spent.tokens())].concat()
+        [self.recorder.exposition(), spent.exposition(&self.region), self.recorder.aliases(spent.tokens())]
+            .concat()
     }
 
     /// The rules of what is promised, for Prometheus.
@@ -159,7 +169,7 @@ impl Levels {
                     micros.map(|micros| Duration::from_micros(micros).as_secs_f64() * 1e3)
                 };
                 (cell.count() > 0).then(|| {
-                    json!({"indicator": series.indicator.name(), "tenant": series.tenant,
+                    json!({"indicator": series.indicator.name(), "region": self.region, "tenant": series.tenant,
                         "workflow": series.workflow, "role": series.role, "provider": series.provider,
                         "node": series.node, "n": cell.good, "failed": cell.bad,
                         "p50": ms(cell.percentile(50.0)), "p95": ms(cell.percentile(95.0)),
@@ -170,6 +180,7 @@ impl Levels {
             .collect();
         json!({
             "at": now.to_string(),
+            "region": self.region,
             "objectives": outcomes,
             "series_window": shown.name(),
             "series": series,

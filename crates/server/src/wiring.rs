@@ -141,7 +141,7 @@ impl Server {
         let objectives = config.sla.objectives().map_err(StartError::Objectives)?;
         let alerts = config.alerts.rules(&objectives).map_err(StartError::Alerts)?;
         let maintenance = config.sla.maintenance().map_err(StartError::Objectives)?;
-        let levels = Arc::new(Levels::new(objectives, alerts, maintenance));
+        let levels = Arc::new(Levels::new(identity.region, objectives, alerts, maintenance));
         let mut options = node_options(&config, identity, [http, grpc, peer], tls.clone());
         let traces = config.traces.as_ref().map(|of| Traces::new(of, &options.member.name)).transpose();
         let traces = traces.map_err(|error| StartError::Traces(format!("[traces]: {error}")))?.map(Arc::new);

@@ -83,10 +83,16 @@ pub fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
+/// The label of a region with a comma after it; nothing where the region is not told.
+pub(crate) fn region_label(region: &str) -> String {
+    if region.is_empty() { String::new() } else { format!("region={},", quoted(region)) }
+}
+
 /// What was counted, as `OpenMetrics` text without its end.
 pub(crate) fn exposition<'a>(
     all: impl Iterator<Item = (&'a crate::Series, &'a Totals)>,
     edges: &[u64],
+    region: &str,
 ) -> String {
     let mut all: Vec<_> = all.collect();
     all.sort_by_key(|(series, _)| *series);
@@ -101,6 +107,7 @@ pub(crate) fn exposition<'a>(
         };
         let mut labels = String::new();
         for (label, value) in [
+            ("region", region),
             ("tenant", &series.tenant),
             ("workflow", &series.workflow),
             ("role", &series.role),
@@ -147,7 +154,10 @@ pub(crate) fn histogram(text: &mut String, name: &str, labels: &str, totals: &To
 }
 
 /// The counters of what went wrong, which are another family than the durations.
-pub(crate) fn failures<'a>(all: impl Iterator<Item = (&'a crate::Series, &'a Totals)>) -> String {
+pub(crate) fn failures<'a>(
+    all: impl Iterator<Item = (&'a crate::Series, &'a Totals)>,
+    region: &str,
+) -> String {
     let of_durations = |(series, _): &(&crate::Series, &Totals)| series.indicator.kind() == Kind::Durations;
     let mut all: Vec<_> = all.filter(of_durations).collect();
     all.sort_by_key(|(series, _)| *series);
@@ -157,7 +167,8 @@ pub(crate) fn failures<'a>(all: impl Iterator<Item = (&'a crate::Series, &'a Tot
     for (series, totals) in all {
         let _ = writeln!(
             text,
-            "orchestra_failures_total{{indicator={},tenant={},workflow={},role={},provider={}}} {}",
+            "orchestra_failures_total{{{}indicator={},tenant={},workflow={},role={},provider={}}} {}",
+            region_label(region),
             quoted(series.indicator.name()),
             quoted(&series.tenant),
             quoted(&series.workflow),
@@ -322,10 +333,10 @@ fn selector(objective: &Objective, more: &str) -> String {
     format!("{{{}}}", all.join(","))
 }
 
-/// Over nodes: the largest of what all have counted, the sum of what each has seen.
+/// Over nodes: the largest of what all of a region have counted, the sum of what each has seen. Regions add up.
 fn over_nodes(indicator: Indicator, per_series: &str) -> String {
     match indicator.scope() {
-        Scope::Replicas => format!("max(sum by (instance) ({per_series}))"),
+        Scope::Replicas => format!("sum(max by (region) (sum by (region, instance) ({per_series})))"),
         Scope::Node => format!("sum({per_series})"),
     }
 }
@@ -392,6 +403,10 @@ mod tests {
         recorder.happened(Indicator::AgentResponse, labels, at, false);
         recorder.happened(Indicator::Uptime, Labels { node: "7", ..Labels::default() }, at, true);
         let text = recorder.exposition();
+        let recorder = recorder.in_region("7");
+        for of in recorder.exposition().lines().filter(|line| !line.starts_with('#')) {
+            assert!(of.contains("{region=\"7\""), "{of}");
+        }
         let has = |line: &str| assert!(text.lines().any(|of| of == line), "{line} is not in\n{text}");
         has(r#"orchestra_agent_response_seconds_bucket{role="auditor",provider="a \"b\"",le="30.0"} 2"#);
         has(r#"orchestra_agent_response_seconds_bucket{role="auditor",provider="a \"b\"",le="60.0"} 3"#);

@@ -178,6 +178,8 @@ pub struct Recorder {
     counted: Mutex<Counted>,
     /// Of the buckets that Prometheus sees, in microseconds.
     edges: Vec<u64>,
+    /// Where everything is counted, for Prometheus; empty if that is not told.
+    region: String,
 }
 
 #[derive(Debug, Default)]
@@ -205,7 +207,13 @@ impl Recorder {
     /// One whose buckets have these edges, in microseconds and in order.
     #[must_use]
     pub fn with_edges(edges: Vec<u64>) -> Self {
-        Self { counted: Mutex::default(), edges }
+        Self { counted: Mutex::default(), edges, region: String::new() }
+    }
+
+    /// One whose series tell Prometheus that they are of this region.
+    #[must_use]
+    pub fn in_region(self, region: impl Into<String>) -> Self {
+        Self { region: region.into(), ..self }
     }
 
     /// Something went right, and took so long.
@@ -232,7 +240,7 @@ impl Recorder {
     pub fn exposition(&self) -> String {
         let counted = self.counted.lock();
         let all = || counted.series.iter().zip(&counted.totals);
-        prometheus::exposition(all(), &self.edges) + &prometheus::failures(all())
+        prometheus::exposition(all(), &self.edges, &self.region) + &prometheus::failures(all(), &self.region)
     }
 
     /// The same under the names of the systems whose work this one takes over, with so many tokens.

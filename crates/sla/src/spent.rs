@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use machine::{Report, Usage};
 use parking_lot::Mutex;
 
-use crate::prometheus::quoted;
+use crate::prometheus::{quoted, region_label};
 
 /// Series that are kept. What comes beyond is counted under names of their own: empty ones.
 const SERIES_MAX: usize = 1_000;
@@ -48,18 +48,23 @@ impl Spent {
 
     /// For Prometheus, as `OpenMetrics` text without its end.
     #[must_use]
-    pub fn exposition(&self) -> String {
+    pub fn exposition(&self, region: &str) -> String {
         let (all, mut text) = (self.0.lock(), String::new());
         let about = "every node counts all sessions: take the largest over nodes, not the sum";
         let mut family = |name: &str, what: &str, samples: &dyn Fn(&Totals) -> Vec<(&'static str, u64)>| {
             let _ = writeln!(text, "# HELP orchestra_{name} {what}; {about}.");
             let _ = writeln!(text, "# TYPE orchestra_{name} counter");
             for (of, totals) in all.iter() {
+                let region = region_label(region);
                 let labels = [("provider", &of.provider), ("model", &of.model), ("role", &of.role)];
                 let labels: Vec<String> =
                     labels.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
                 for (more, value) in samples(totals) {
-                    let _ = writeln!(text, "orchestra_{name}_total{{{}{more}}} {value}", labels.join(","));
+                    let _ = writeln!(
+                        text,
+                        "orchestra_{name}_total{{{region}{}{more}}} {value}",
+                        labels.join(",")
+                    );
                 }
             }
         };
@@ -90,7 +95,7 @@ mod tests {
         let report = Report { provider: "p\"".into(), model: "m".into(), usage, ..Report::default() };
         spent.add(&report, "auditor");
         spent.add(&report, "auditor");
-        let text = spent.exposition();
+        let text = spent.exposition("");
         let labels = r#"provider="p\"",model="m",role="auditor""#;
         for line in [
             format!("orchestra_model_answers_total{{{labels}}} 2"),

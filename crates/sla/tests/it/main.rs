@@ -161,6 +161,11 @@ fn exported_thresholds_fire_beyond_their_limit_and_not_before() {
     let (answers, fallbacks) =
         ("agent_response_seconds_count{instance=\"a\"}", "provider_fallback_seconds_count{instance=\"a\"}");
     let recoveries = "recovery_seconds_count{instance=\"a\"}";
+    let of_regions = [
+        ("recovery_seconds_count{region=\"0\",instance=\"a\"}", "0x10 3x20"),
+        ("recovery_seconds_count{region=\"0\",instance=\"b\"}", "0x10 3x20"),
+        ("recovery_seconds_count{region=\"1\",instance=\"c\"}", "0x10 3x20"),
+    ];
     let cases: Vec<ThresholdCase<'_>> = vec![
         (vec![api("0+90x30"), (calls, "0+100x30")], vec!["high latency"]),
         (vec![api("0+96x30"), (calls, "0+100x30")], vec![]),
@@ -196,6 +201,9 @@ fn exported_thresholds_fire_beyond_their_limit_and_not_before() {
         (vec![("process_memory_share{instance=\"b\"}", "0.85x30")], vec![]),
         (vec![(recoveries, "0+1x30")], vec!["recovery activations"]),
         (vec![(recoveries, "0x10 5x20")], vec![]),
+        // Nodes of a region have all counted the same; another region has counted others.
+        (vec![of_regions[0], of_regions[1]], vec![]),
+        (of_regions.to_vec(), vec!["recovery activations"]),
         (vec![(answers, "0+100x30"), (fallbacks, "0+31x30")], vec!["agent fallback rate"]),
         (vec![(answers, "0+100x30"), (fallbacks, "0+29x30")], vec![]),
         (vec![("nodes_down{instance=\"a\"}", "1x30")], vec!["node down"]),
