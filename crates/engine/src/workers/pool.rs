@@ -386,12 +386,12 @@ impl Pool {
         }
     }
 
-    /// The connected workers, for people.
     /// How many workers are connected.
     pub(super) fn len(&self) -> usize {
         self.state.lock().workers.len()
     }
 
+    /// The connected workers, for people.
     pub(super) fn list(&self) -> Vec<Value> {
         let state = self.state.lock();
         let shown = |of: &Worker| {
