@@ -1,16 +1,14 @@
 //! What was counted of one series in one stretch of time.
 
-use bytes::Bytes;
-use hdrhistogram::{
-    Histogram,
-    serialization::{Deserializer, Serializer as _, V2Serializer},
-};
+use hdrhistogram::Histogram;
 use proto::sla as message;
 
-use crate::{Series, indicator::Kind};
+use crate::{
+    Series,
+    indicator::Kind,
+    packed::{self, DIGITS},
+};
 
-/// Significant digits of durations: they are exact to 0.1 %.
-const DIGITS: u8 = 3;
 /// The longest duration of the first bucket that people are shown, in microseconds.
 const FIRST_BUCKET: u64 = 1_000;
 
@@ -112,11 +110,6 @@ impl Cell {
     }
 
     pub(crate) fn encode(&self, series: &Series) -> message::Series {
-        let mut durations = Vec::new();
-        if let Some(histogram) = &self.durations {
-            // Writing into memory does not fail.
-            let _ = V2Serializer::new().serialize(histogram, &mut durations);
-        }
         message::Series {
             indicator: series.indicator.name().to_owned(),
             tenant: series.tenant.clone(),
@@ -127,24 +120,24 @@ impl Cell {
             good: self.good,
             bad: self.bad,
             sum: self.sum,
-            durations: durations.into(),
+            durations: self.durations.as_ref().map(packed::pack).unwrap_or_default().into(),
         }
     }
 
-    /// `None` for durations that this version does not know.
-    pub(crate) fn decode(kind: Kind, of: &message::Series) -> Option<Self> {
-        let durations = match kind {
-            Kind::Ratio => None,
-            Kind::Durations => Some(decode_durations(&of.durations)?),
-        };
-        Some(Self { good: of.good, bad: of.bad, sum: of.sum, durations })
+    /// Adds what was counted and packed. `None`, and nothing is added, for durations that this version does not know.
+    #[must_use]
+    pub(crate) fn add_packed(&mut self, other: &message::Series) -> Option<()> {
+        if let Some(ours) = &mut self.durations {
+            for (micros, count) in packed::unpack(other.durations.clone())? {
+                // It grows with its values, so nothing is beyond it.
+                let _ = ours.record_n(micros, count);
+            }
+        }
+        self.good += other.good;
+        self.bad += other.bad;
+        self.sum = self.sum.saturating_add(other.sum);
+        Some(())
     }
-}
-
-fn decode_durations(bytes: &Bytes) -> Option<Histogram<u64>> {
-    let mut histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_ref()).ok()?;
-    histogram.auto(true);
-    Some(histogram)
 }
 
 #[cfg(test)]

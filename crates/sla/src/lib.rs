@@ -17,6 +17,7 @@ mod indicator;
 pub mod maintenance;
 mod merge;
 mod objective;
+mod packed;
 pub mod prometheus;
 mod recorder;
 pub mod report;

@@ -62,15 +62,12 @@ impl Slots {
         let mut packed = self.packed.range(slots).flat_map(|(_, all)| all).peekable();
         packed.peek()?;
         let sum = || {
-            let mut sum: Option<Cell> = None;
-            // Durations that this version does not know are not counted.
-            for cell in packed.filter_map(|of| Cell::decode(kind, of)) {
-                match &mut sum {
-                    Some(sum) => sum.add(&cell),
-                    None => sum = Some(cell),
-                }
+            let mut sum = Cell::new(kind);
+            for of in packed {
+                // Durations that this version does not know are not counted.
+                let _ = sum.add_packed(of);
             }
-            Arc::new(sum.unwrap_or_else(|| Cell::new(kind)))
+            Arc::new(sum)
         };
         Some(Arc::clone(self.sums.lock().entry(slots).or_insert_with(sum)))
     }

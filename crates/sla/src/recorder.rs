@@ -371,11 +371,8 @@ impl Counted {
             .map(|of| {
                 let known = Series::decode(of).and_then(|series| self.ids.get(&series).copied());
                 let added = known.and_then(|id| {
-                    let series = &self.series[id as usize];
-                    let before = Cell::decode(series.indicator.kind(), of)?;
-                    let mut cell = new.remove(&id)?.into_owned();
-                    cell.add(&before);
-                    Some(cell.encode(series))
+                    new.get_mut(&id)?.to_mut().add_packed(of)?;
+                    Some(new.remove(&id)?.encode(&self.series[id as usize]))
                 });
                 added.unwrap_or_else(|| of.clone())
             })
