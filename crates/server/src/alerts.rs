@@ -79,7 +79,7 @@ fn leads(app: &App) -> Option<Group> {
 async fn look(app: &App, group: &Group) {
     let now = app.sessions.node().clock().wall();
     let rules = app.levels.alerts();
-    let Heard { measured, gauges, .. } = hear(app, now).await;
+    let Heard { measured, gauges, .. } = watch(app, now).await;
     let rows = rows(group);
     let of_rules: BTreeSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
     let readings =
@@ -102,15 +102,20 @@ async fn look(app: &App, group: &Group) {
     }
 }
 
-/// What all nodes have counted, as far back as rules look, and know of themselves.
+/// What all nodes have counted, as far back as rules look, and know of themselves; and has it known how many are down.
+async fn watch(app: &App, now: Timestamp) -> Heard {
+    let heard = hear(app, now).await;
+    *app.metrics.nodes_down.lock() = Some(heard.silent.len());
+    heard
+}
+
 async fn hear(app: &App, now: Timestamp) -> Heard {
     let windows: BTreeSet<Window> =
         app.levels.alerts().iter().flat_map(windows).chain([Window::Minute]).collect();
     let windows: Vec<Window> = windows.into_iter().collect();
     let mut heard = app.levels.hear(&app.sessions.node().peers(), now, &windows).await;
-    let down = heard.silent.len();
-    *app.metrics.nodes_down.lock() = Some(down);
-    heard.gauges.add(Gauge::NodesDown, u32::try_from(down).map_or(f64::MAX, f64::from));
+    let down = u32::try_from(heard.silent.len()).map_or(f64::MAX, f64::from);
+    heard.gauges.add(Gauge::NodesDown, down);
     heard
 }
 
@@ -140,8 +145,10 @@ fn rows(group: &Group) -> BTreeMap<String, AlertRow> {
     .collect()
 }
 
-/// Every rule, and how its alert stands, as this node has applied it.
-pub(crate) fn list(app: &App) -> Value {
+/// Every rule, what it says at this moment, and how its alert stands, as this node has applied it.
+pub(crate) async fn list(app: &App) -> Value {
+    let now = app.sessions.node().clock().wall();
+    let Heard { measured, gauges, .. } = hear(app, now).await;
     let rows = app.sessions.node().groups().get(&OF_SHARD).map(rows).unwrap_or_default();
     let shown = |rule: &Rule| {
         let row = rows.get(&rule.name);
@@ -153,6 +160,7 @@ pub(crate) fn list(app: &App) -> Value {
             "fired_at": at(row.and_then(|row| row.fired_at)),
             "resolved_at": at(row.and_then(|row| row.resolved_at)),
             "notified": row.is_some_and(|row| row.notified),
+            "now": rule.evaluate(&measured, &gauges, now).map(|reading| reading.value),
         })
     };
     json!({"alerts": app.levels.alerts().iter().map(shown).collect::<Vec<_>>()})

@@ -196,6 +196,7 @@ export async function sla({ query, signal }) {
       { title: 'State', cell: (of) => state(of.state) },
       { title: 'Severity', cell: (of) => of.severity },
       { title: 'Value', cell: (of) => of.value },
+      { title: 'Now', cell: (of) => of.now },
       { title: 'Since', cell: (of) => when(of.since) },
       { title: 'When', cell: (of) => of.when },
       { title: 'Action', cell: (of) => of.action || null },

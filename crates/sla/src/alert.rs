@@ -488,13 +488,16 @@ fn value(metric: &Metric, measured: &Measured, gauges: &Gauges, over: Window, no
     }
 }
 
+/// As exact as it was measured: three digits after the point, without zeros at their end.
 fn shown(value: f64, unit: Unit) -> String {
-    match unit {
-        Unit::Duration if value < 1e6 => format!("{:.1} ms", value / 1e3),
-        Unit::Duration => format!("{:.1} s", value / 1e6),
-        Unit::Share => format!("{:.1} %", 100.0 * value),
-        Unit::Number => format!("{value}"),
-    }
+    let (number, unit) = match unit {
+        Unit::Duration if value < 1e6 => (value / 1e3, " ms"),
+        Unit::Duration => (value / 1e6, " s"),
+        Unit::Share => (100.0 * value, " %"),
+        Unit::Number => return format!("{value}"),
+    };
+    let digits = format!("{number:.3}");
+    format!("{}{unit}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub(crate) struct Counted {
     interval_s: u64,
     /// By kind of work and interval.
     took: Vec<Vec<Histogram<u64>>>,
+    /// By kind of work: those that ended well while it counted. Only they make the rate.
+    ended: Vec<u64>,
     /// By kind of work.
     failed: Vec<u64>,
     /// Sessions of all kinds, by the second.
@@ -64,6 +66,7 @@ impl Counted {
             at,
             interval_s,
             took: vec![vec![none; intervals]; scenario.work.len()],
+            ended: vec![0; scenario.work.len()],
             failed: vec![0; scenario.work.len()],
             seconds: vec![0; usize::try_from(scenario.seconds)?],
             reasons: BTreeMap::new(),
@@ -80,10 +83,13 @@ impl Counted {
         }
         let second = usize::try_from(sample.at.as_secs()).unwrap_or(usize::MAX);
         let interval = usize::try_from(sample.at.as_secs() / self.interval_s).unwrap_or(usize::MAX);
+        let took = &mut self.took[work];
+        let last = took.len().saturating_sub(1);
         if let Some(of) = self.seconds.get_mut(second) {
             *of += 1;
+            self.ended[work] += 1;
         }
-        if let Some(took) = self.took[work].get_mut(interval) {
+        if let Some(took) = took.get_mut(interval.min(last)) {
             // It grows with its values.
             let _ = took.record(u64::try_from(sample.took.as_micros()).unwrap_or(u64::MAX));
         }
@@ -199,7 +205,7 @@ impl Outcome {
             let ms = |quantile: f64| {
                 took.as_ref().map_or(0.0, |took| precise(took.value_at_quantile(quantile)) / 1e3)
             };
-            let per_second = precise(sessions) / seconds;
+            let per_second = precise(counted.ended[number]) / seconds;
             OfWork {
                 name: work.name.clone(),
                 sessions,
@@ -409,6 +415,16 @@ mod tests {
         assert_eq!(failing.violations, ["1 sessions of three failed"]);
         assert!(failing.table().contains("1 times: 503: no leader"), "{}", failing.table());
         assert!(!outcome(&counted(&scenario, |_| 0)).passed);
+        let mut hanging = counted(&scenario, |_| 100);
+        let (at, took) = (Duration::from_secs(scenario.seconds + 5), Duration::from_secs(6));
+        hanging.count(0, Sample { at, took, failed: None });
+        let hanging = outcome(&hanging);
+        assert!(
+            (hanging.work[0].sessions, hanging.work[0].max >= 6_000.0) == (2_001, true),
+            "{}",
+            hanging.table()
+        );
+        assert!((hanging.work[0].steps_per_second - 300.0).abs() < 1e-9, "it is no part of the rate");
         let breached = serde_json::json!({"name": "p95 of sessions", "state": "breached", "indicator": "session",
             "statistic": "p95", "comparator": "<", "target": 10.0, "value": 20.0, "unit": "ms"});
         let unknown = serde_json::json!({"name": "uptime", "state": "insufficient_data"});

@@ -96,6 +96,7 @@ async fn alerts(active: bool, remote: &Remote) -> anyhow::Result<ExitCode> {
             ("", "/state"),
             ("since", "/since"),
             ("value", "/value"),
+            ("now", "/now"),
             ("when", "/when"),
             ("action", "/action"),
         ];

@@ -108,8 +108,10 @@ fn find<'a>(list: &'a Value, field: &str, value: &str) -> &'a Value {
     list.as_array().unwrap().iter().find(|of| of[field] == value).unwrap_or_else(|| panic!("{value}: {list}"))
 }
 
-/// A node says that the alert fires and was told, and its metrics have as many late audits as there are.
-async fn breach_is_known(api: &Api, late: usize) {
+/// A node says that the alert fires and was told, and what it says now is what the event logs say; its metrics have as
+/// many late audits as there are.
+async fn breach_is_known(api: &Api, audits: &[u64]) {
+    let late = audits.iter().filter(|took| **took > 60_000).count();
     let alert = wait_until("the alert to be known", PATIENCE, async || {
         let list = api.get("/v1/alerts").await.ok()?;
         let alert = find(&list["alerts"], "alert", "slow audits").clone();
@@ -117,6 +119,17 @@ async fn breach_is_known(api: &Api, late: usize) {
     });
     let alert = alert.await.unwrap();
     assert_eq!((&alert["state"], &alert["severity"]), (&json!("firing"), &json!("warning")), "{alert}");
+    let said = alert["now"].as_str().and_then(|now| now.strip_suffix(" ms")?.parse::<f64>().ok());
+    assert!(is_close(&json!(said), percentile(audits, 95)), "{} in {alert}", percentile(audits, 95));
+    let list = api.get("/v1/alerts").await.unwrap();
+    let burn = find(&list["alerts"], "alert", BURN);
+    let share = burn["now"].as_str().and_then(|now| {
+        let (share, of) = now.split_once(" % of ")?;
+        Some((share.parse::<f64>().ok()?, of.split_once(' ')?.0.parse::<usize>().ok()?))
+    });
+    let percent =
+        100.0 * f64::from(u32::try_from(late).unwrap()) / f64::from(u32::try_from(SESSIONS).unwrap());
+    assert!(share.is_some_and(|(share, of)| of == SESSIONS && (share - percent).abs() < 1e-3), "{burn}");
     let metrics = reqwest::get(api.url("/metrics")).await.unwrap().text().await.unwrap();
     let counted = |le: &str| {
         let ends = format!("role=\"auditor\",provider=\"v1\",le=\"{le}\"}} ");
@@ -228,11 +241,10 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
         assert!(uptime["n"].as_u64().unwrap() > 0, "{uptime}");
     }
     // Every node says so in its metrics, and that somebody was told; who does not answer well is told again.
-    let late = computed["auditor"].iter().filter(|took| **took > 60_000).count();
     pager.until_told(&cluster, "slow audits", "firing").await;
     pager.until_told(&cluster, BURN, "firing").await;
     for api in &apis {
-        breach_is_known(api, late).await;
+        breach_is_known(api, &computed["auditor"]).await;
     }
     command_line_knows(&cluster.url(1));
     // A node that is killed is said to be missing, and takes nothing with it; it comes back with less, and is not

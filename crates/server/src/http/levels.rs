@@ -26,9 +26,9 @@ pub(super) async fn rules(State(app): State<Arc<App>>, _caller: Caller) -> Respo
     ([(header::CONTENT_TYPE, "application/yaml")], app.levels.rules()).into_response()
 }
 
-/// Every rule, and how its alert stands.
+/// Every rule, what it says now, and how its alert stands: `value` is what it said when it fired.
 pub(super) async fn alerts(State(app): State<Arc<App>>, _admin: Admin) -> Json<Value> {
-    Json(alerts::list(&app))
+    Json(alerts::list(&app).await)
 }
 
 /// What came of what is promised: of all sessions for who may act for the cluster, else of the tenant's.
