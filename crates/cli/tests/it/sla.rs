@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -143,6 +144,28 @@ async fn breach_is_known(api: &Api, audits: &[u64]) {
     assert!(metrics.lines().any(|line| line == firing), "{metrics}");
 }
 
+/// As many audits are scraped from every node.
+async fn scraped(prometheus: &Prometheus, nodes: usize, audits: usize) {
+    let query = "query?query=orchestra_agent_response_seconds_count{role=%22auditor%22}";
+    let scraped = async || {
+        let counted = prometheus.ask(query).await?["result"].as_array()?.clone();
+        let is_all = |of: &Value| of["value"][1] == *audits.to_string();
+        (counted.len() == nodes && counted.iter().all(is_all)).then_some(())
+    };
+    prometheus.until(&format!("{audits} audits to be scraped from every node"), scraped).await;
+}
+
+/// A Prometheus has scraped as many audits from every node as there are, and the exported rule fires in it, once.
+async fn prometheus_knows(prometheus: &Prometheus, nodes: usize) {
+    scraped(prometheus, nodes, SESSIONS).await;
+    let fires = async || {
+        let alerts = prometheus.ask("alerts").await?["alerts"].as_array()?.clone();
+        let of_rule = |of: &&Value| of["labels"]["rule"] == "slow audits" && of["state"] == "firing";
+        Some(alerts.iter().filter(of_rule).count()).filter(|count| *count > 0)
+    };
+    assert_eq!(prometheus.until("the rule to fire in it", fires).await, 1);
+}
+
 /// The command line says the same, in each of its formats, and by its exit code.
 fn command_line_knows(url: &str) {
     let sla = |args: &[&str]| {
@@ -200,10 +223,15 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     let mut cluster = Cluster::start_on(places, &temp.path().join("nodes"), 3, &config).await.unwrap();
     let apis: Vec<Api> = cluster.urls().iter().map(|url| Api::new(url).unwrap()).collect();
     apis[0].apply(WORKFLOW).await.unwrap();
+    let prometheus = Prometheus::start(temp.path().join("prometheus"), &cluster.urls()).await;
     let mut sessions = Vec::new();
     for number in 0..SESSIONS {
         let api = &apis[number % apis.len()];
         sessions.push(api.start("measured", &format!("key-{number}"), &json!(number)).await.unwrap());
+        // What it has not seen grow, it does not count.
+        if let (0, Some(prometheus)) = (number, &prometheus) {
+            scraped(prometheus, apis.len(), 1).await;
+        }
     }
     for id in &sessions {
         let ended = wait_until("a session's end", PATIENCE, async || {
@@ -245,6 +273,9 @@ async fn service_levels_are_those_of_the_event_logs_on_every_node() {
     pager.until_told(&cluster, BURN, "firing").await;
     for api in &apis {
         breach_is_known(api, &computed["auditor"]).await;
+    }
+    if let Some(prometheus) = &prometheus {
+        prometheus_knows(prometheus, apis.len()).await;
     }
     command_line_knows(&cluster.url(1));
     // A node that is killed is said to be missing, and takes nothing with it; it comes back with less, and is not
@@ -341,45 +372,71 @@ impl Pager {
 }
 
 /// A Prometheus of the test's own, killed with it.
-struct Prometheus(std::process::Child);
+struct Prometheus {
+    process: std::process::Child,
+    directory: PathBuf,
+    address: std::net::SocketAddr,
+}
+
+impl Prometheus {
+    /// One that scrapes these nodes, and evaluates the rules that the first exports. Where there is none, nothing, and
+    /// that is said.
+    async fn start(directory: PathBuf, urls: &[String]) -> Option<Self> {
+        if Command::new("prometheus").arg("--version").output().is_err() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must have prometheus: `deploy/dev/setup.sh testing`"
+            );
+            let text = "NOT RUN: prometheus is missing; `deploy/dev/setup.sh testing` installs it\n";
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+            return None;
+        }
+        let rules = reqwest::get(format!("{}/v1/sla/rules", urls[0])).await.unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("rules.yml"), rules.text().await.unwrap()).unwrap();
+        let targets: Vec<String> = urls.iter().map(|url| url.replace("http://", "")).collect();
+        let config = format!(
+            "global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}\nrule_files: [rules.yml]\n\
+             scrape_configs:\n  - {{job_name: orchestra, static_configs: [{{targets: {targets:?}}}]}}\n"
+        );
+        std::fs::write(directory.join("prometheus.yml"), config).unwrap();
+        let address = free_address().unwrap();
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", directory.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stderr(std::fs::File::create(directory.join("log")).unwrap())
+            .spawn();
+        Some(Self { process: process.unwrap(), directory, address })
+    }
+
+    async fn ask(&self, path: &str) -> Option<Value> {
+        let answer = reqwest::get(format!("http://{}/api/v1/{path}", self.address)).await.ok()?;
+        Some(answer.json::<Value>().await.ok()?["data"].clone())
+    }
+
+    /// Waits for an answer that it must give.
+    async fn until<T>(&self, what: &str, answer: impl AsyncFnMut() -> Option<T>) -> T {
+        let log = || std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        wait_until(what, PATIENCE, answer).await.unwrap_or_else(|error| panic!("{error}\n{}", log()))
+    }
+}
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
         // Gone already, it is gone.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
-    if Command::new("prometheus").arg("--version").output().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have prometheus: `deploy/dev/setup.sh testing`");
-        let text = "NOT RUN: prometheus is missing; `deploy/dev/setup.sh testing` installs it\n";
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
-        return;
-    }
     let fixture = crate::fixture::Fixture::start("").await;
     let api = Api::new(&fixture.node.url()).unwrap();
     api.apply(WORKFLOW).await.unwrap();
-    let rules = reqwest::get(format!("{}/v1/sla/rules", fixture.node.url())).await.unwrap();
-    let (directory, address) = (fixture.temp.path().join("prometheus"), free_address().unwrap());
-    std::fs::create_dir(&directory).unwrap();
-    std::fs::write(directory.join("rules.yml"), rules.text().await.unwrap()).unwrap();
-    let target = fixture.node.url().replace("http://", "");
-    let config = format!(
-        "global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}\nrule_files: [rules.yml]\n\
-         scrape_configs:\n  - {{job_name: orchestra, static_configs: [{{targets: ['{target}']}}]}}\n"
-    );
-    std::fs::write(directory.join("prometheus.yml"), config).unwrap();
-    let log = std::fs::File::create(directory.join("log")).unwrap();
-    let process = Command::new("prometheus")
-        .arg(format!("--config.file={}", directory.join("prometheus.yml").display()))
-        .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
-        .arg(format!("--web.listen-address={address}"))
-        .stderr(log)
-        .spawn();
-    let _prometheus = Prometheus(process.unwrap());
+    let directory = fixture.temp.path().join("prometheus");
+    let Some(prometheus) = Prometheus::start(directory, &[fixture.node.url()]).await else { return };
     // A start that waits for the end takes as long as the session: nothing of the API's.
     let metrics = async || reqwest::get(api.url("/metrics")).await.unwrap().text().await.unwrap();
     let counted = |metrics: &str| {
@@ -397,23 +454,16 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
         (api.get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
     });
     ended.await.unwrap();
-    let ask = async |path: &str| -> Option<Value> {
-        let answer = reqwest::get(format!("http://{address}/api/v1/{path}")).await.ok()?;
-        Some(answer.json::<Value>().await.ok()?["data"].clone())
-    };
     let query = "query?query=sum(orchestra_agent_response_seconds_bucket{le=%22120.0%22})";
-    let scraped = wait_until("four answers to be scraped", PATIENCE, async || {
-        (ask(query).await?["result"][0]["value"][1] == "4").then_some(())
-    });
-    let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
-    scraped.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));
-    let rules = wait_until("every rule to be evaluated", PATIENCE, async || {
-        let groups = ask("rules").await?["groups"].as_array()?.clone();
+    let scraped = async || (prometheus.ask(query).await?["result"][0]["value"][1] == "4").then_some(());
+    prometheus.until("four answers to be scraped", scraped).await;
+    let evaluated = async || {
+        let groups = prometheus.ask("rules").await?["groups"].as_array()?.clone();
         let rules: Vec<Value> =
             groups.iter().flat_map(|of| of["rules"].as_array().unwrap().clone()).collect();
-        (rules.len() > 50 && rules.iter().all(|rule| rule["health"] == "ok")).then_some(rules)
-    });
-    rules.await.unwrap_or_else(|error| panic!("{error}\n{}", log()));
+        (rules.len() > 50 && rules.iter().all(|rule| rule["health"] == "ok")).then_some(())
+    };
+    prometheus.until("every rule to be evaluated", evaluated).await;
 
     // Every panel of the dashboard asks for something that is there.
     let dashboard =
@@ -426,8 +476,10 @@ async fn a_prometheus_scrapes_a_node_and_evaluates_the_rules() {
     let known = metrics().await;
     for expr in asked {
         let query = expr.replace("$__rate_interval", "1m");
-        let url =
-            reqwest::Url::parse_with_params(&format!("http://{address}/api/v1/query"), [("query", &query)]);
+        let url = reqwest::Url::parse_with_params(
+            &format!("http://{}/api/v1/query", prometheus.address),
+            [("query", &query)],
+        );
         let answer: Value = reqwest::get(url.unwrap()).await.unwrap().json().await.unwrap();
         assert_eq!(answer["status"], "success", "{expr}: {answer}");
         for name in expr.split(|of: char| !of.is_ascii_alphanumeric() && of != '_') {
