@@ -109,6 +109,24 @@ try {
   await answers.getByText('History and histogram').click();
   await answers.getByRole('img', { name: 'missed' }).waitFor();
   await answers.getByRole('img', { name: 'histogram of durations' }).waitFor();
+  // What is opened while the next picture of the page is under way stays open.
+  await answers.getByText('History and histogram').click();
+  await answers.getByRole('img', { name: 'missed' }).waitFor({ state: 'hidden' });
+  let answer;
+  const asked = new Promise((resolve) => {
+    page.route('**/v1/sla?window=1h', async (route) => {
+      resolve();
+      await new Promise((go) => { answer = go; });
+      await route.continue();
+    }, { times: 1 });
+  });
+  await asked;
+  await answers.getByText('History and histogram').click();
+  const answered = page.waitForResponse('**/v1/sla?window=1h');
+  answer();
+  await (await answered).finished();
+  await page.evaluate(() => new Promise((resolve) => { requestAnimationFrame(() => requestAnimationFrame(resolve)); }));
+  await answers.getByRole('img', { name: 'missed' }).waitFor();
   await page.getByRole('region', { name: 'Alerts' }).getByText('agent fallback rate').waitFor();
   await visit(page, '/', 'Overview');
   await page.getByText('✓ none').waitFor();

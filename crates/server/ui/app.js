@@ -2,7 +2,7 @@
 // when the node says that something has changed, and every few seconds in any case; one with `live` keeps itself current.
 
 import { setToken, whenChanged } from '/ui/api.js';
-import { h } from '/ui/dom.js';
+import { h, whenReleased } from '/ui/dom.js';
 import { cluster, overview, sessions, sla, work } from '/ui/pages.js';
 import { session } from '/ui/session.js';
 
@@ -75,8 +75,10 @@ async function show() {
     if (first || !isBusy()) {
       try {
         const elements = await page({ argument, query: new URLSearchParams(query), signal, refresh: show });
+        await whenReleased();
         if (signal.aborted) return;
-        if (elements) {
+        // It may have been opened or typed in while the node answered.
+        if (elements && (first || !isBusy())) {
           const { scrollX, scrollY } = window;
           main.replaceChildren(...elements);
           window.scrollTo(scrollX, scrollY);

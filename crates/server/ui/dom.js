@@ -15,6 +15,22 @@ export function h(tag, attributes = {}, ...children) {
   return node;
 }
 
+let released = Promise.resolve();
+
+// Resolves when no pointer is pressed: what is replaced between a press and its release gets no click.
+export function whenReleased() {
+  return released;
+}
+
+window.addEventListener('pointerdown', () => {
+  const pressed = new AbortController();
+  released = new Promise((resolve) => {
+    // The click comes after the release, and is to find what was pressed.
+    const release = () => { pressed.abort(); setTimeout(resolve); };
+    for (const end of ['pointerup', 'pointercancel', 'blur']) window.addEventListener(end, release, { signal: pressed.signal });
+  });
+}, { capture: true });
+
 // Draws a place anew. What was opened in it stays open, and what of it had the focus keeps it.
 export function redraw(place, ...children) {
   const focused = place.contains(document.activeElement) && document.activeElement.tagName === 'SUMMARY' ? document.activeElement.textContent : null;

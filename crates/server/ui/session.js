@@ -2,7 +2,7 @@
 // person can do about it.
 
 import { follow, get, post } from '/ui/api.js';
-import { h, ms, redraw, state, table, usd, when } from '/ui/dom.js';
+import { h, ms, redraw, state, table, usd, when, whenReleased } from '/ui/dom.js';
 
 const ENDED = ['completed', 'failed', 'canceled'];
 
@@ -187,8 +187,14 @@ export async function session({ argument, signal }) {
   const failures = [];
   // Whoever types is not disturbed.
   const isTyping = () => above.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
-  const draw = async () => {
+  let asked = 0;
+  const draw = async ({ isWished = true } = {}) => {
+    asked += 1;
+    const mine = asked;
     const [of, described] = await Promise.all([get(path, signal), get(`${path}/describe`, signal)]);
+    await whenReleased();
+    // An answer that was overtaken is old; and who began to type meanwhile is not disturbed.
+    if (mine !== asked || (!isWished && isTyping())) return;
     const { usage } = of;
     redraw(above,
       h('p', {}, state(of.status), ` · ${of.workflow} · begun `, when(of.created_at), of.ended_at ? [' · ended ', when(of.ended_at)] : ''),
@@ -206,7 +212,7 @@ export async function session({ argument, signal }) {
       h('details', {}, h('summary', {}, 'Input and output'), h('pre', { tabindex: '0' }, json({ input: of.input, output: of.output }))));
   };
   await draw();
-  followEvents(id, { body, said, failures }, signal, () => { if (!isTyping()) draw().catch(() => {}); });
+  followEvents(id, { body, said, failures }, signal, () => { if (!isTyping()) draw({ isWished: false }).catch(() => {}); });
   return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'), said,
     h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Events' },
       h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', 'Details', 'Go on from here'].map((title) => h('th', { scope: 'col' }, title)))), body))];
