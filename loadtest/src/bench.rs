@@ -107,23 +107,26 @@ pub(crate) async fn run(runs: usize, only: &str, directory: &Path, kills: usize)
     if wanted(bench.name) {
         bench.report(vec![layers::bytes_a_step(10_000) / layers::bytes_a_step(1_000)]);
     }
-    traced(runs, only, directory).await?;
+    observed(runs, only, directory).await?;
     with_workers(runs, only, directory, (1, "one node", 12_000.0, 3.0)).await?;
     with_workers(runs, only, directory, (3, "three nodes", 5_000.0, 6.0)).await?;
     beside(runs, only, directory).await?;
     leaders_go(only, directory, kills).await
 }
 
-/// What it costs to tell of every session.
-async fn traced(runs: usize, only: &str, directory: &Path) -> anyhow::Result<()> {
-    let bench =
-        Bench { name: "one node, traced against not traced", unit: "ratio", target: Target::AtLeast(0.95) };
+/// What it costs to tell all there is.
+async fn observed(runs: usize, only: &str, directory: &Path) -> anyhow::Result<()> {
+    let bench = Bench {
+        name: "one node, telling all against telling nothing",
+        unit: "ratio",
+        target: Target::AtLeast(0.95),
+    };
     if !bench.name.contains(only) {
         return Ok(());
     }
     let mut came = Vec::new();
     for _ in 0..runs {
-        came.push(cluster::traced(directory).await?);
+        came.push(cluster::observed(directory).await?);
     }
     bench.report(came);
     Ok(())

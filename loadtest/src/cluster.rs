@@ -2,6 +2,7 @@
 //! leaders go.
 
 use std::{
+    convert::Infallible,
     path::Path,
     sync::{
         Arc,
@@ -177,24 +178,54 @@ pub(crate) async fn failovers(directory: &Path, kills: usize) -> anyhow::Result<
     Ok(came)
 }
 
-/// The rate of one node whose sessions are all traced, against that of one whose sessions are not.
-pub(crate) async fn traced(directory: &Path) -> anyhow::Result<f64> {
-    // It takes spans, and looks at none.
+/// The rate of one node that tells all there is, against that of one that tells nothing: every session traced, JSON
+/// logs in a file and at a collector, requests limited, metrics scraped every second, and a dashboard's questions.
+pub(crate) async fn observed(directory: &Path) -> anyhow::Result<f64> {
+    // It takes spans and lines, and looks at none.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let config = format!("{CONFIG}[traces]\notlp = \"http://{}\"\n", listener.local_addr()?);
-    let spans = Arc::new(AtomicU64::new(0));
-    let taken = Arc::clone(&spans);
-    let take = move |body: axum::body::Bytes| async move {
-        taken.fetch_add(body.len() as u64, Ordering::Relaxed);
+    let address = listener.local_addr()?;
+    let taken = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
+    let counting = |of: &Arc<AtomicU64>| {
+        let of = Arc::clone(of);
+        axum::routing::post(move |body: axum::body::Bytes| async move {
+            of.fetch_add(body.len() as u64, Ordering::Relaxed);
+        })
     };
-    let routes = axum::Router::new().route("/v1/traces", axum::routing::post(take));
+    let routes = axum::Router::new()
+        .route("/v1/traces", counting(&taken[0]))
+        .route("/logs", counting(&taken[1]))
+        .layer(axum::extract::DefaultBodyLimit::disable());
     let collector = tokio::spawn(async move { axum::serve(listener, routes).await });
-    let without = Arc::new(Loaded::start(directory, 1).await?).sessions(256, 5).await?.per_second;
-    let traced =
-        Arc::new(Loaded::start_with(directory, 1, &config).await?).sessions(256, 5).await?.per_second;
+    let logs = tempfile::tempdir_in(directory)?;
+    let config = format!(
+        "[log]\nformat = \"json\"\nurl = \"http://{address}/logs\"\ndirectory = {:?}\n{}\
+         [traces]\notlp = \"http://{address}\"\n\
+         [limits]\nper_tenant_per_minute = 100000000\nper_address_per_minute = 100000000\n",
+        logs.path(),
+        CONFIG.strip_prefix("[log]\nlevel = \"warn\"\n").context("what is logged otherwise")?,
+    );
+    let quiet = Arc::new(Loaded::start(directory, 1).await?).sessions(256, 5).await?.per_second;
+    let loaded = Arc::new(Loaded::start_with(directory, 1, &config).await?);
+    let watching = tokio::spawn(watch(loaded.cluster.url(0)));
+    let told = loaded.sessions(256, 5).await?.per_second;
+    anyhow::ensure!(!watching.is_finished(), "a question was not answered: {:?}", watching.await);
+    watching.abort();
     collector.abort();
-    anyhow::ensure!(spans.load(Ordering::Relaxed) > 0, "no spans came");
-    Ok(traced / without)
+    for (of, what) in taken.iter().zip(["spans", "log lines"]) {
+        anyhow::ensure!(of.load(Ordering::Relaxed) > 0, "no {what} came");
+    }
+    Ok(told / quiet)
+}
+
+/// Asks every second what Prometheus and a dashboard ask, as long as there are answers.
+async fn watch(url: String) -> anyhow::Result<Infallible> {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        for path in ["/metrics", "/v1/sla", "/v1/cluster"] {
+            reqwest::get(format!("{url}{path}")).await?.error_for_status()?.bytes().await?;
+        }
+    }
 }
 
 /// Milliseconds that a planned hand-over of a lead keeps the next commit in that shard waiting.

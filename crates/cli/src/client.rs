@@ -50,6 +50,13 @@ impl Client {
         self.send(self.request(Method::GET, path)?).await
     }
 
+    /// As [`Client::get`], with parameters.
+    pub(crate) async fn find(&self, path: &str, parameters: &[(&str, String)]) -> anyhow::Result<Value> {
+        let mut url = self.base.join(path)?;
+        url.query_pairs_mut().extend_pairs(parameters);
+        self.get(url.as_str()).await
+    }
+
     /// An answer that is text.
     pub(crate) async fn get_text(&self, path: &str) -> anyhow::Result<String> {
         let request = self.request(Method::GET, path)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ids::{NodeId, Position, ShardId};
+use ids::{NodeId, Position, ShardId, Timestamp};
 use machine::{Command, Read as _};
 use proto::peer::{self, request, response};
 use storage::{RowDigest, StateDb};
@@ -20,6 +20,29 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a replica may be behind.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a comparison says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every voter had the same.
+    Equal,
+    /// Some had another than others.
+    Differs,
+    /// Those that answered had the same, and not all did.
+    Incomplete,
+}
+
+impl Verdict {
+    /// The name in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Differs => "differs",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
 /// The digests of a shard's replicas before one position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Comparison {
@@ -29,9 +52,23 @@ pub struct Comparison {
     pub digests: BTreeMap<NodeId, RowDigest>,
     /// What most of all voters had, if most had the same.
     pub agreed: Option<RowDigest>,
+    /// How many voters there were.
+    pub voters: usize,
 }
 
 impl Comparison {
+    /// What it says.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        if self.differs() {
+            Verdict::Differs
+        } else if self.digests.len() < self.voters {
+            Verdict::Incomplete
+        } else {
+            Verdict::Equal
+        }
+    }
+
     /// Whether a replica that answered differs from another.
     #[must_use]
     pub fn differs(&self) -> bool {
@@ -45,16 +82,22 @@ impl Comparison {
         digests.values().for_each(|digest| *counts.entry(digest.0).or_default() += 1);
         let most = counts.into_iter().max_by_key(|(_, count)| *count);
         let agreed = most.filter(|(_, count)| count * 2 > voters).map(|(digest, _)| RowDigest(digest));
-        Self { position, digests, agreed }
+        Self { position, digests, agreed, voters }
     }
 
-    pub(crate) fn message(&self) -> peer::Compared {
+    /// As it is sent.
+    #[must_use]
+    pub fn message(&self) -> peer::Compared {
         let bytes = |digest: &RowDigest| Bytes::copy_from_slice(&digest.0.to_be_bytes());
         let digests = self.digests.iter().map(|(node, digest)| (node.0, bytes(digest)));
-        peer::Compared { position: self.position.0, digests: digests.collect() }
+        let voters = u32::try_from(self.voters).unwrap_or(u32::MAX);
+        peer::Compared { position: self.position.0, digests: digests.collect(), voters }
     }
 
-    fn from_message(message: peer::Compared, voters: usize) -> Self {
+    /// As it was received; `voters` is how many there are where the message does not say how many there were.
+    #[must_use]
+    pub fn from_message(message: peer::Compared, voters: usize) -> Self {
+        let voters = usize::try_from(message.voters).ok().filter(|said| *said > 0).unwrap_or(voters);
         let digests = message.digests.into_iter();
         let read = |(node, digest): (u64, Bytes)| Some((NodeId(node), parse(&digest)?));
         Self::of(Position(message.position), digests.filter_map(read).collect(), voters)
@@ -77,6 +120,21 @@ pub struct ScrubReport {
 }
 
 impl Group {
+    /// What came of the last comparison that this node made, and when. Whoever leads compares, every 10 s while the
+    /// shard changes.
+    #[must_use]
+    pub fn last_comparison(&self) -> Option<(Comparison, Timestamp)> {
+        self.compared.lock().clone()
+    }
+
+    /// One that took longer than another that began later is older than what is known.
+    fn remember(&self, comparison: &Comparison) {
+        let mut last = self.compared.lock();
+        if last.as_ref().is_none_or(|(last, _)| last.position <= comparison.position) {
+            *last = Some((comparison.clone(), self.clock.wall()));
+        }
+    }
+
     /// Compares the replicas of the shard now, wherever it is led. `None` if its leader can not be asked.
     pub async fn compare(&self) -> Option<Comparison> {
         let leadership = *self.leadership.borrow();
@@ -122,6 +180,7 @@ impl Group {
         });
         let digests = futures_util::future::join_all(asked).await.into_iter().flatten().collect();
         let comparison = Comparison::of(ours.position, digests, voters.len());
+        self.remember(&comparison);
         if comparison.differs() {
             tracing::error!(
                 shard = %self.shard,

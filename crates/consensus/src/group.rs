@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use ids::{NodeId, ShardId, Timestamp};
 use machine::{Command, Outcome};
 use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
 use proto::peer::request;
 use storage::{Latest, ShardLog, StateDb, View};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    ClusterClock, Effects,
+    ClusterClock, Comparison, Effects,
     batcher::{HandOver, Proposal, ShardTime},
     mutants::{self, Mutant},
     net::Links,
@@ -112,6 +113,7 @@ pub struct Group {
     pub(crate) stopped: watch::Receiver<Option<String>>,
     pub(crate) clock: Arc<ClusterClock>,
     pub(crate) time: ShardTime,
+    pub(crate) compared: Arc<Mutex<Option<(Comparison, Timestamp)>>>,
 }
 
 impl Group {

@@ -30,7 +30,7 @@ mod versions;
 
 pub use clock::{Clock, ClusterClock, SystemClock};
 pub use effects::{Effects, Watch};
-pub use equality::{Comparison, ScrubReport};
+pub use equality::{Comparison, ScrubReport, Verdict};
 pub use group::{Group, Leadership, Progress, ProposeError, ReadError};
 pub use members::{Change, ChangeError, Member, Membership, discover, new_node_id};
 pub use net::Pace;

@@ -317,6 +317,7 @@ impl Node {
             stopped: self.stopped.clone(),
             clock,
             time,
+            compared: Arc::default(),
         })
     }
 

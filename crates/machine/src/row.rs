@@ -78,6 +78,9 @@ pub enum SessionStatus {
 }
 
 impl SessionStatus {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Running, Self::Waiting, Self::Completed, Self::Failed, Self::Canceled];
+
     /// Whether the session has ended.
     #[must_use]
     pub fn is_ended(self) -> bool {

@@ -68,6 +68,16 @@ impl Capacity {
         Ok(())
     }
 
+    /// The limits of a session that goes on where another one was, which may have had more.
+    pub(crate) fn at_most(&self, mut limits: SessionLimits) -> SessionLimits {
+        if let Some(minutes) = self.limits.minutes {
+            let longest = u64::from(minutes.get()) * MINUTE_MS;
+            let had = Some(limits.duration_ms).filter(|had| *had > 0);
+            limits.duration_ms = had.map_or(longest, |had| had.min(longest));
+        }
+        limits
+    }
+
     /// The limits of a session, which may ask for less than the longest time.
     ///
     /// # Errors
@@ -176,7 +186,12 @@ mod tests {
         assert_eq!(of(5_000).unwrap().duration_ms, 5_000);
         let refused = of(120_001).unwrap_err();
         assert_eq!((refused.code.name, refused.retry_after_ms), ("capacity_exceeded", None));
+        let goes_on = |capacity: &Capacity, duration_ms| {
+            capacity.at_most(SessionLimits { duration_ms, ..SessionLimits::default() }).duration_ms
+        };
+        assert_eq!([0, 5_000, 120_001].map(|had| goes_on(&capacity, had)), [120_000, 5_000, 120_000]);
         let free = Capacity::new(&config::Capacity::default(), Path::new("."));
+        assert_eq!([0, 120_001].map(|had| goes_on(&free, had)), [0, 120_001]);
         assert_eq!(free.bounded(SessionLimits::default()).unwrap().duration_ms, 0);
     }
 

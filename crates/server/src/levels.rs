@@ -9,25 +9,23 @@ use std::{
 
 use bytes::Bytes;
 use consensus::{Observer, Peers};
-use futures_util::future::join_all;
 use ids::{NodeId, RegionId, ShardId, Timestamp};
 use machine::{Fact, Observed};
 use prost::Message as _;
 use proto::{
     envelope::{self, Kind},
-    peer::{Answer, Question, answer, question},
+    peer::{answer, question},
 };
 use serde_json::{Value, json};
 use sla::{
-    Indicator, Labels, Level, Maintenance, Objective, Recorder, Scope, Series, Window,
+    Indicator, Labels, Level, Maintenance, Objective, Recorder, Series, Window,
     alert::{Gauges, Rule},
     facts::Facts,
     merge, message, report,
 };
 use storage::Note;
 
-/// How long another node is waited for.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::questions::ask_all;
 
 /// What this node measures.
 #[derive(Debug)]
@@ -68,8 +66,8 @@ impl Levels {
     }
 
     /// An answer of the API to a tenant.
-    pub(crate) fn answered(&self, at: Timestamp, took: Duration, failed: bool) {
-        let labels = Labels::default();
+    pub(crate) fn answered(&self, tenant: &str, at: Timestamp, took: Duration, failed: bool) {
+        let labels = Labels { tenant, ..Labels::default() };
         if failed {
             self.recorder.happened(Indicator::ApiLatency, labels, at, false);
         } else {
@@ -110,16 +108,12 @@ impl Levels {
             };
             let from = level.slot(now).saturating_sub(count);
             let wanted = message::Wanted { seconds: level.seconds(), from, gauges: level == Level::Minute };
-            let asked = peers.nodes().into_iter().map(|node| async move {
-                let body = question::Body::Measured(wanted.encode_to_vec().into());
-                let question = Question { body: Some(body) }.encode_to_vec();
-                let answer = peers.ask(node, question.into(), ASK_TIMEOUT).await.ok()?;
-                match Answer::decode(answer).ok()?.body? {
-                    answer::Body::Measured(slots) => Some((node, message::Slots::decode(slots).ok()?)),
-                    _ => None,
-                }
-            });
-            let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+            let body = question::Body::Measured(wanted.encode_to_vec().into());
+            let read = |(node, answer)| match answer {
+                answer::Body::Measured(slots) => Some((node, message::Slots::decode(slots).ok()?)),
+                _ => None,
+            };
+            let answers: Vec<_> = ask_all(peers, body).await.into_iter().filter_map(read).collect();
             let heard: BTreeSet<NodeId> = answers.iter().map(|(node, _)| *node).collect();
             silent.extend(peers.nodes().difference(&heard));
             answers.iter().for_each(|(_, of)| gauges.add_encoded(&of.gauges));
@@ -149,7 +143,7 @@ impl Levels {
     fn report_of(&self, heard: Heard, now: Timestamp, window: Option<Window>, tenant: Option<&str>) -> Value {
         let Heard { measured, silent, .. } = heard;
         let visible = |series: &Series| match tenant {
-            Some(tenant) => series.indicator.scope() == Scope::Node || series.tenant == tenant,
+            Some(tenant) => !series.indicator.is_of_tenants() || series.tenant == tenant,
             None => true,
         };
         let outcomes: Vec<report::Outcome> = self
@@ -217,10 +211,10 @@ impl Levels {
     }
 }
 
-/// An objective as it is of a tenant's sessions; `None` if it is of another's.
+/// An objective as it is of a tenant's sessions and requests; `None` if it is of another's.
 fn of_tenant(objective: &Objective, tenant: Option<&str>) -> Option<Objective> {
     let mut objective = objective.clone();
-    if let (Some(tenant), Scope::Replicas) = (tenant, objective.indicator.scope()) {
+    if let Some(tenant) = tenant.filter(|_| objective.indicator.is_of_tenants()) {
         if !objective.tenant.is_empty() && objective.tenant != tenant {
             return None;
         }

@@ -18,6 +18,8 @@ mod levels;
 mod limits;
 mod logs;
 mod metrics;
+mod questions;
+mod replicas;
 pub mod sessions;
 mod traces;
 mod wiring;

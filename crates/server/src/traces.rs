@@ -154,23 +154,21 @@ impl Traces {
         }
     }
 
-    /// A request about a session was answered.
+    /// A request about a session was answered; with which status, and whether that is a failure of the node.
     pub(crate) fn requested(
         &self,
         name: String,
         (session, given): (SessionId, Option<TraceContext>),
         (from, to): (Timestamp, Timestamp),
-        status: u16,
+        ((attribute, status), failed): ((&'static str, i64), bool),
     ) {
         let root = TraceContext::of_session(session, given);
         let parent = given.map_or(root.span, |given| given.span);
         // Many requests may be about one session.
         let context = root.child(REQUEST, &[from.0, rand::random()]);
-        let attributes = vec![
-            KeyValue::new("orchestra.session", session.to_string()),
-            KeyValue::new("http.response.status_code", i64::from(status)),
-        ];
-        let failed = (status >= 500).then(|| status.to_string());
+        let attributes =
+            vec![KeyValue::new("orchestra.session", session.to_string()), KeyValue::new(attribute, status)];
+        let failed = failed.then(|| status.to_string());
         self.tell(Span {
             name: name.into(),
             kind: SpanKind::Server,

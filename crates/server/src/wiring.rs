@@ -27,10 +27,11 @@ use crate::{
     alerts::{self, Teller},
     backups::{self, Schedule},
     capacity::Capacity,
-    config, gauges, grpc, http,
+    config, grpc, http,
     levels::Levels,
     limits::Limits,
     metrics::Metrics,
+    questions,
     sessions::Sessions,
     traces::{Told, Traces},
 };
@@ -184,10 +185,7 @@ impl Server {
             let app = weak.upgrade();
             Box::pin(async move {
                 match app {
-                    Some(app) => {
-                        let measured = |wanted: &[u8]| app.levels.answer(wanted, || gauges::of(&app));
-                        app.sessions.answer(question, measured).await
-                    }
+                    Some(app) => questions::answer(&app, question).await,
                     None => Bytes::new(),
                 }
             })

@@ -1,5 +1,6 @@
 // Three nodes and a slow vendor: the dashboard of every node shows the breach that the event logs show, with the same
-// counts, and percentiles within 0.1 %. BINARY=path/to/orchestra CHROMIUM=path/to/chromium node breach.js
+// counts, and percentiles within 0.1 %; then that the replicas are equal, and which vendor another one stood in for.
+// BINARY=path/to/orchestra CHROMIUM=path/to/chromium node breach.js
 //
 // On the ports of `orchestra dev --nodes 3`.
 
@@ -18,6 +19,11 @@ steps:
   - {id: write, agent: {role: executor, prompt: 'write {{ input }}'}}
   - {id: audit, agent: {role: auditor, prompt: 'audit {{ input }}'}}
 `;
+const FALLING_BACK = `
+name: falling-back
+steps:
+  - {id: ask, agent: {role: consultant, prompt: 'ask'}}
+`;
 const OBJECTIVES = `
 [[objectives]]
 name = "audit"
@@ -34,13 +40,13 @@ severity = "warning"
 `;
 
 // A vendor that speaks the streaming format of OpenAI, and takes its time: by the number of the call.
-async function vendor(latencyMs) {
+async function vendor(latencyMs, status = 200) {
   let calls = 0;
   const server = createServer((request, response) => {
     const latency = latencyMs(calls);
     calls += 1;
     request.resume().on('end', () => setTimeout(() => {
-      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.writeHead(status, { 'content-type': 'text/event-stream' });
       for (const data of [{ choices: [{ index: 0, delta: { content: 'done' } }] },
         { choices: [{ index: 0, delta: {}, finish_reason: 'stop' }] },
         { choices: [], usage: { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 } }]) {
@@ -61,6 +67,7 @@ function time(text) {
 
 const directory = await mkdtemp(join(tmpdir(), 'orchestra-ui-'));
 const [quick, slow] = [await vendor((call) => call % 5), await vendor((call) => (call % 3 ? 80 + call : 20))];
+const down = await vendor(() => 0, 503);
 const provider = (name, { url }) => `[providers.${name}]\nwire = "openai"\nbase_url = "${url}"\n`;
 const file = async (name, text) => {
   const path = join(directory, name);
@@ -68,10 +75,11 @@ const file = async (name, text) => {
   return path;
 };
 const config = await file('orchestra.toml', `
-${provider('quick', quick)}${provider('slow', slow)}
+${provider('quick', quick)}${provider('slow', slow)}${provider('down', down)}
 [roles]
 default = ["quick/m"]
 auditor = ["slow/m"]
+consultant = ["down/m", "quick/m"]
 [sla]
 objectives = "${await file('objectives.toml', OBJECTIVES)}"
 [alerts]
@@ -131,7 +139,26 @@ try {
     await page.getByText('✗ 1 breached').waitFor();
     await page.close();
   }
-  process.stdout.write(`the dashboard of three nodes: the breach that ${SESSIONS} event logs show\n`);
+  // Every replica of every shard, and what came of it when they were last compared.
+  const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
+  await page.goto(`${bases[1]}/#/cluster`);
+  const replicas = page.getByRole('region', { name: 'Replicas' }).getByRole('row');
+  await until('all replicas to be compared', async () => await replicas.getByText('✓ equal').count() === 12);
+  const { shards } = await calls[2]('POST', '/v1/cluster/verify', {}, { 'content-type': 'application/json' });
+  assert.ok(shards.every(({ state, digests }) => state === 'equal' && Object.keys(digests).length === 3), JSON.stringify(shards));
+  const { shards: told } = await calls[0]('GET', '/v1/cluster/replicas');
+  for (const [place, { compared, replicas: list }] of told.entries()) {
+    // They are compared by themselves as well, every few seconds.
+    assert.ok(compared.position >= shards[place].position, JSON.stringify(told));
+    assert.equal(new Set(list.map(({ digest }) => digest)).size, 1, JSON.stringify(told));
+  }
+  await calls[0]('POST', '/v1/workflows', FALLING_BACK);
+  const fell = await calls[0]('POST', '/v1/sessions', { workflow: 'falling-back', input: null }, { 'content-type': 'application/json' });
+  await page.goto(`${bases[2]}/#/sessions/${fell.id}`);
+  await page.getByText('✓ completed').first().waitFor();
+  await page.getByRole('region', { name: 'Steps' }).getByText('down: unavailable').waitFor();
+  await page.getByRole('region', { name: 'Events' }).getByText('quick instead of down: unavailable').waitFor();
+  process.stdout.write(`the dashboard of three nodes: the breach that ${SESSIONS} event logs show, their replicas, and a fallback\n`);
 } catch (error) {
   process.stderr.write(`${error.stack ?? error}\n--- the nodes said:\n${cluster.lastLines()}\n`);
   process.exitCode = 1;
@@ -140,5 +167,6 @@ try {
   await cluster.kill();
   quick.close();
   slow.close();
+  down.close();
   await rm(directory, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
 }

@@ -33,7 +33,7 @@ const node = orchestra(['dev', '--data-dir', join(directory, 'data'), '--http', 
   '--grpc', `127.0.0.1:${grpc}`, '--peer', `127.0.0.1:${peer}`]);
 const call = caller(base);
 
-const start = (workflow, key) => call('POST', '/v1/sessions', { workflow, input: { topic: '<b>bold</b>' } },
+const start = (workflow, key) => call('POST', '/v1/sessions', { workflow, input: { topic: '<b>bold</b>' }, labels: { number: key } },
   { 'idempotency-key': key, 'content-type': 'application/json' });
 
 let browser;
@@ -142,6 +142,7 @@ try {
   await page.getByRole('link', { name: approved.id }).click();
   await page.getByRole('heading', { level: 1, name: approved.id }).waitFor();
   await page.getByText('an approval').waitFor();
+  await page.getByText('number=one').waitFor();
   // Opened now, and still open when the session has ended.
   await page.getByText('Input and output').click();
   await page.getByRole('button', { name: 'Approve' }).click();
@@ -170,6 +171,16 @@ try {
   await page.getByRole('button', { name: 'Retry' }).click();
   await until('the retry', async () => (await call('GET', `/v1/sessions/${failed.id}/events`)).events.some((event) => event.type === 'session_retried'));
   await visit(page, '/sessions', 'Sessions');
+  // Found by its workflow and by its label.
+  await page.getByLabel('Workflow').fill('failing');
+  await page.getByRole('button', { name: 'Search' }).click();
+  await page.getByRole('link', { name: approved.id }).waitFor({ state: 'detached' });
+  await page.getByRole('link', { name: failed.id }).waitFor();
+  await page.getByLabel('Workflow').fill('');
+  await page.getByLabel('Label').fill('number=one');
+  await page.getByRole('button', { name: 'Search' }).click();
+  await page.getByRole('link', { name: failed.id }).waitFor({ state: 'detached' });
+  await page.getByRole('link', { name: approved.id }).waitFor();
   await page.getByLabel('Id').fill(approved.id);
   await page.getByRole('button', { name: 'Open' }).click();
   await page.getByRole('heading', { level: 1, name: approved.id }).waitFor();

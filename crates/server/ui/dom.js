@@ -28,6 +28,8 @@ window.addEventListener('pointerdown', () => {
     // The click comes after the release, and is to find what was pressed.
     const release = () => { pressed.abort(); setTimeout(resolve); };
     for (const end of ['pointerup', 'pointercancel', 'blur']) window.addEventListener(end, release, { signal: pressed.signal });
+    // A release over a scroll bar or outside of the window is not told; the next move is.
+    window.addEventListener('pointermove', ({ buttons }) => { if (buttons === 0) release(); }, { signal: pressed.signal });
   });
 }, { capture: true });
 
@@ -56,6 +58,7 @@ const STATES = {
   completed: ['good', '✓ completed'], failed: ['bad', '✗ failed'], canceled: ['quiet', '– canceled'],
   running: ['', '▶ running'], waiting: ['wait', '… waiting'], ready: ['', '▶ ready'], backoff: ['wait', '… backing off'],
   firing: ['bad', '✗ firing'], pending: ['wait', '… pending'], resolved: ['good', '✓ resolved'], inactive: ['quiet', '– inactive'],
+  equal: ['good', '✓ equal'], differs: ['bad', '✗ differs'], incomplete: ['quiet', '? others did not answer'],
   skipped: ['quiet', '– skipped'], closed: ['good', '✓ closed'], open: ['bad', '✗ open'], half_open: ['wait', '… half open'],
 };
 
@@ -67,7 +70,9 @@ export function state(name) {
 export function ms(value) {
   if (value === null || value === undefined) return '–';
   if (value < 1000) return `${value.toFixed(value < 10 ? 2 : 1)} ms`;
-  return value < 120000 ? `${(value / 1000).toFixed(2)} s` : `${(value / 60000).toFixed(1)} min`;
+  if (value < 120000) return `${(value / 1000).toFixed(2)} s`;
+  if (value < 7200000) return `${(value / 60000).toFixed(1)} min`;
+  return value < 172800000 ? `${(value / 3600000).toFixed(1)} h` : `${(value / 86400000).toFixed(1)} d`;
 }
 
 export function percent(share) {

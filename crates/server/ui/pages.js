@@ -218,25 +218,34 @@ export async function sla({ query, signal }) {
 }
 
 export async function sessions({ query, signal }) {
-  const wanted = query.get('status') ?? '';
+  const wanted = Object.fromEntries(['status', 'workflow', 'label'].map((name) => [name, query.get(name) ?? '']));
+  const filter = Object.entries(wanted).filter(([, value]) => value);
   const cursor = query.get('cursor');
-  const parameters = new URLSearchParams({ limit: '50', ...(wanted && { status: wanted }), ...(cursor && { cursor }) });
-  const page = await get(`/v1/sessions?${parameters}`, signal);
+  const at = (more) => new URLSearchParams([...filter, ...more]);
+  const page = await get(`/v1/sessions?${at([['limit', '50'], ...(cursor ? [['cursor', cursor]] : [])])}`, signal);
   const states = [['', 'any'], ...['running', 'waiting', 'completed', 'failed', 'canceled'].map((name) => [name, name])];
   const id = h('input', { id: 'session-id', placeholder: 'ses_…' });
   const open = (event) => {
     event.preventDefault();
     if (id.value.trim()) go(`/sessions/${encodeURIComponent(id.value.trim())}`, {});
   };
+  const workflow = h('input', { id: 'session-workflow', value: wanted.workflow });
+  const label = h('input', { id: 'session-label', placeholder: 'key=value', value: wanted.label });
+  const search = (event) => {
+    event.preventDefault();
+    go('/sessions', { ...wanted, workflow: workflow.value.trim(), label: label.value.trim() });
+  };
   return [
     h('h1', {}, 'Sessions'),
-    h('form', { onsubmit: open },
-      select('State', wanted, states, (value) => go('/sessions', { status: value })),
-      h('label', { for: 'session-id' }, 'Id', id), h('button', {}, 'Open')),
+    h('form', { onsubmit: search },
+      select('State', wanted.status, states, (value) => go('/sessions', { ...wanted, status: value })),
+      h('label', { for: 'session-workflow' }, 'Workflow', workflow), h('label', { for: 'session-label' }, 'Label', label),
+      h('button', {}, 'Search')),
+    h('form', { onsubmit: open }, h('label', { for: 'session-id' }, 'Id', id), h('button', {}, 'Open')),
     sessionTable(page.sessions),
     h('p', { class: 'row' },
-      cursor ? h('a', { href: wanted ? `#/sessions?status=${wanted}` : '#/sessions' }, 'Newest') : null,
-      page.next_cursor ? h('a', { href: `#/sessions?${new URLSearchParams({ cursor: page.next_cursor, ...(wanted && { status: wanted }) })}` }, 'Older') : null),
+      cursor ? h('a', { href: `#/sessions?${at([])}` }, 'Newest') : null,
+      page.next_cursor ? h('a', { href: `#/sessions?${at([['cursor', page.next_cursor]])}` }, 'Older') : null),
   ];
 }
 
@@ -268,7 +277,7 @@ function named(status) {
 }
 
 export async function cluster({ signal }) {
-  const status = await get('/v1/cluster', signal);
+  const [status, replicas] = await Promise.all([get('/v1/cluster', signal), get('/v1/cluster/replicas', signal)]);
   const name = named(status);
   const shards = Object.entries(status.shards).map(([shard, of]) => ({ shard, ...of }));
   return [
@@ -289,9 +298,20 @@ export async function cluster({ signal }) {
       { title: 'Term', number: true, cell: (of) => of.term },
       { title: 'Voters', cell: (of) => of.voters.map(name).join(', ') },
       { title: 'Committed', number: true, cell: (of) => of.committed },
-      { title: 'To apply here', number: true, cell: (of) => of.committed === null ? null : of.committed - (of.applied ?? 0) },
       { title: 'Position', number: true, cell: (of) => of.position },
     ], shards),
+    h('h2', {}, 'Replicas'),
+    replicas.nodes_missing.length ? h('p', { class: 'bad' }, `Nodes that do not answer: ${replicas.nodes_missing.map(name).join(', ')}`) : null,
+    replicas.nodes_older.length ? h('p', { class: 'quiet' }, `Nodes of an older release, which do not tell: ${replicas.nodes_older.map(name).join(', ')}`) : null,
+    table('Replicas', [
+      { title: 'Shard', cell: ({ shard }) => shard.shard },
+      { title: 'Node', cell: ({ of }) => name(of.node) },
+      { title: 'Leads', cell: ({ of }) => of.leads ? 'leads' : '' },
+      { title: 'Entries behind', number: true, cell: ({ of }) => of.behind },
+      { title: 'Digest', cell: ({ of }) => of.digest && h('code', { title: of.digest }, of.digest.slice(0, 12)) },
+      { title: 'Of position', number: true, cell: ({ shard }) => shard.compared?.position },
+      { title: 'Last compared', cell: ({ shard, of }) => of.state && [state(of.state), ' ', when(shard.compared.at)] },
+    ], replicas.shards.flatMap((shard) => shard.replicas.map((of) => ({ shard, of })))),
     h('h2', {}, 'Providers'),
     table('Providers', [
       { title: 'Provider', cell: (of) => of.name },
@@ -299,5 +319,5 @@ export async function cluster({ signal }) {
       { title: 'In flight', number: true, cell: (of) => of.in_flight },
       { title: '', cell: (of) => of.simulated ? 'simulated' : '' },
     ], status.providers),
-  ];
+  ].filter(Boolean);
 }

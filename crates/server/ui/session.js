@@ -121,7 +121,13 @@ function graph(session) {
     h('svg', { class: 'natural', viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, role: 'img', 'aria-label': text }, edges, boxes))];
 }
 
-function stepTable(session) {
+// The vendors that were asked before the one that answered, or gave up last, and why each was not enough.
+function fallbacks(report) {
+  const calls = report?.calls ?? [];
+  return calls.slice(0, -1).filter((call) => call.error).map((call) => `${call.provider}: ${call.error.code}`);
+}
+
+function stepTable(session, fellBack) {
   return table('Steps', [
     { title: 'Step', cell: (step) => step.id },
     { title: 'Kind', cell: (step) => step.kind },
@@ -130,6 +136,7 @@ function stepTable(session) {
     { title: 'Attempt', number: true, cell: (step) => step.attempt },
     { title: 'Took', number: true, cell: (step) => step.started_at && step.ended_at ? ms(Date.parse(step.ended_at) - Date.parse(step.started_at)) : null },
     { title: 'Provider', cell: (step) => step.provider || null },
+    { title: 'Instead of', text: true, cell: (step) => fellBack.get(step.id)?.join(', ') || null },
     { title: 'Tokens', number: true, cell: (step) => step.usage ? step.usage.tokens_in + step.usage.tokens_out : null },
     { title: 'Cost', number: true, cell: (step) => usd(step.cost_microusd) },
     { title: 'Error', text: true, cell: (step) => step.error ? `${step.error.code}: ${step.error.message}` : null },
@@ -145,7 +152,9 @@ function files(session) {
 
 function eventRow(id, event, said) {
   const data = event.data ?? {};
-  const what = data.error ? `${data.error.code}: ${data.error.message}` : data.provider ?? data.report?.provider ?? data.name ?? data.reason ?? '';
+  const before = fallbacks(data.report);
+  const what = [data.error ? `${data.error.code}: ${data.error.message}` : data.report?.provider ?? data.name ?? data.reason ?? '',
+    ...(before.length ? [`instead of ${before.join(', ')}`] : [])].join(' ');
   return h('tr', {}, h('td', { class: 'number' }, String(event.seq)), h('td', {}, when(event.at)), h('td', {}, event.type.replaceAll('_', ' ')),
     h('td', {}, event.step ?? '–'), h('td', { class: 'text' }, String(what)),
     h('td', {}, h('button', { 'aria-label': `Fork after event ${event.seq}`, onclick: () => fork(id, event.seq, said) }, 'Fork')));
@@ -162,12 +171,14 @@ async function fork(id, at, said) {
   }
 }
 
-async function followEvents(id, { body, said, failures }, signal, changed) {
+async function followEvents(id, { body, said, failures, fellBack }, signal, changed) {
   try {
     let waiting = false;
     for await (const event of follow(id, 0, signal)) {
       body.prepend(eventRow(id, event, said));
       if (event.step && event.data?.error) failures.push({ step: event.step, at: Date.parse(event.at), error: event.data.error });
+      // As the table has it: of the last attempt.
+      if (event.data?.report) fellBack.set(event.step, fallbacks(event.data.report));
       if (waiting) continue;
       waiting = true;
       // Several events often come together.
@@ -185,19 +196,22 @@ export async function session({ argument, signal }) {
   const body = h('tbody');
   const said = h('p', { class: 'bad', role: 'alert' });
   const failures = [];
+  const fellBack = new Map();
   // Whoever types is not disturbed.
   const isTyping = () => above.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
-  let asked = 0;
+  let [asked, drawn] = [0, 0];
   const draw = async ({ isWished = true } = {}) => {
     asked += 1;
     const mine = asked;
     const [of, described] = await Promise.all([get(path, signal), get(`${path}/describe`, signal)]);
     await whenReleased();
-    // An answer that was overtaken is old; and who began to type meanwhile is not disturbed.
-    if (mine !== asked || (!isWished && isTyping())) return;
+    // An answer that a later one has overtaken is old; and who began to type meanwhile is not disturbed.
+    if (mine < drawn || (!isWished && isTyping())) return;
+    drawn = mine;
     const { usage } = of;
     redraw(above,
       h('p', {}, state(of.status), ` · ${of.workflow} · begun `, when(of.created_at), of.ended_at ? [' · ended ', when(of.ended_at)] : ''),
+      Object.keys(of.labels).length ? h('p', { class: 'quiet' }, Object.entries(of.labels).map(([key, value]) => `${key}=${value}`).join(' · ')) : '',
       h('p', { class: 'quiet' }, `${usage.steps} steps, ${usage.tokens_in} tokens in, ${usage.tokens_out} out, ${usd(usage.cost_microusd)}; ${of.events} events`),
       of.error ? h('p', { class: 'bad' }, `${of.error.code}: ${of.error.message}`) : '',
       ...actions(id, of, described.coming, draw),
@@ -208,11 +222,11 @@ export async function session({ argument, signal }) {
         { title: 'Attempt', number: true, cell: (step) => step.attempt },
         { title: 'Last error', text: true, cell: (step) => step.last_error ? `${step.last_error.code}: ${step.last_error.message}` : null },
       ], described.coming)]),
-      ...graph(of), h('h2', {}, 'Timeline'), gantt(of, failures), h('h2', {}, 'Steps'), stepTable(of), ...files(of),
+      ...graph(of), h('h2', {}, 'Timeline'), gantt(of, failures), h('h2', {}, 'Steps'), stepTable(of, fellBack), ...files(of),
       h('details', {}, h('summary', {}, 'Input and output'), h('pre', { tabindex: '0' }, json({ input: of.input, output: of.output }))));
   };
   await draw();
-  followEvents(id, { body, said, failures }, signal, () => { if (!isTyping()) draw({ isWished: false }).catch(() => {}); });
+  followEvents(id, { body, said, failures, fellBack }, signal, () => { if (!isTyping()) draw({ isWished: false }).catch(() => {}); });
   return [h('h1', {}, id), above, h('h2', {}, 'Events, newest first'), said,
     h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Events' },
       h('table', {}, h('thead', {}, h('tr', {}, ['No.', 'At', 'What', 'Step', 'Details', 'Go on from here'].map((title) => h('th', { scope: 'col' }, title)))), body))];

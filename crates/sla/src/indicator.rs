@@ -25,7 +25,7 @@ pub enum Indicator {
     Recovery,
     /// From the begin of a worker's work on a task to its outcome.
     TaskDuration,
-    /// From a request over HTTP to its answer, streams and waits not counted. An answer with 5xx is bad.
+    /// From a request over HTTP or gRPC to its answer, streams and waits not counted. An answer with 5xx is bad.
     ApiLatency,
     /// Whether a node answered another one that asked it.
     Uptime,
@@ -100,6 +100,12 @@ impl Indicator {
         }
     }
 
+    /// Whether it is told apart by tenant.
+    #[must_use]
+    pub fn is_of_tenants(self) -> bool {
+        !matches!(self, Self::Uptime | Self::DataPersistence | Self::CacheHit)
+    }
+
     /// Who sees it.
     #[must_use]
     pub fn scope(self) -> Scope {
@@ -113,7 +119,7 @@ impl Indicator {
 /// What a measurement is told apart by. Empty where it does not apply.
 #[derive(Debug, Clone, Copy, Eq, Hash, Default)]
 pub struct Labels<'a> {
-    /// Whose session.
+    /// Whose session or request.
     pub tenant: &'a str,
     /// The name of its workflow.
     pub workflow: &'a str,
@@ -149,7 +155,7 @@ impl PartialEq for Labels<'_> {
 pub struct Series {
     /// What is measured.
     pub indicator: Indicator,
-    /// Whose session.
+    /// Whose session or request.
     pub tenant: String,
     /// The name of its workflow.
     pub workflow: String,

@@ -10,6 +10,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use crate::{
     Indicator, Kind, Objective, Scope, Statistic,
     alert::{self, BURNS, Condition, Gauge, Metric, Rule},
+    report::needed,
 };
 
 /// Edges of buckets besides the targets, in seconds.
@@ -187,7 +188,9 @@ pub fn rules(objectives: &[Objective], alerts: &[Rule]) -> String {
     let mut text = String::from("groups:\n");
     thresholds(&mut text, alerts);
     for objective in objectives {
-        let Some(budget) = objective.budget() else { continue };
+        if objective.budget().is_none() {
+            continue;
+        }
         let _ = write!(text, "  - name: {}\n    rules:\n", quoted(&format!("orchestra: {}", objective.name)));
         let windows: BTreeSet<&str> =
             BURNS.iter().flat_map(|(long, short, ..)| [long.name(), short.name()]).collect();
@@ -212,7 +215,7 @@ pub fn rules(objectives: &[Objective], alerts: &[Rule]) -> String {
                 )
             };
             // One event more or less says nothing.
-            let enough = format!("{} >= {}", count(objective, long), needed(budget));
+            let enough = format!("{} >= {}", count(objective, long), needed(objective));
             let expr = format!("({} and {}) and on() ({enough})", share(long), share(short));
             let summary = format!(
                 "{}: the error budget is spent {factor} times as fast as it may be, over {long} and {short}",
@@ -251,7 +254,7 @@ fn thresholds(text: &mut String, alerts: &[Rule]) {
             // So a percentile is compared without an estimate: its limit is the edge of a bucket.
             Metric::Level(of) => {
                 let allowed = of.budget().map_or(0.0, |budget| (budget * 1e6).round() / 1e6);
-                let least = needed(allowed).max(alert::COUNTED_MIN);
+                let least = needed(of).max(alert::COUNTED_MIN);
                 format!("({} > {allowed}) and on() ({} >= {least})", missed(of, window), count(of, window))
             }
             Metric::Failed(of) => {
@@ -315,11 +318,6 @@ fn all(objective: &Objective, window: &str) -> String {
     format!("(({good} or vector(0)) + ({bad} or vector(0)))")
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-fn needed(budget: f64) -> u64 {
-    if budget > 0.0 { ((1.0 / budget).round() as u64).min(1_000) } else { 1 }
-}
-
 fn selector(objective: &Objective, more: &str) -> String {
     let labels = [
         ("tenant", &objective.tenant),
@@ -349,10 +347,10 @@ fn counted(objective: &Objective, what: &str, more: &str, window: &str, function
     )
 }
 
-/// How many were counted in a window.
+/// How many an objective is about in a window: what failed has no duration, but is a part of a share.
 fn count(objective: &Objective, window: &str) -> String {
-    match (objective.statistic, objective.indicator.kind()) {
-        (Statistic::Ratio, Kind::Ratio) => counted(objective, "_total", "", window, "increase"),
+    match objective.statistic {
+        Statistic::Ratio => all(objective, window),
         _ => counted(objective, "_seconds_count", "", window, "increase"),
     }
 }

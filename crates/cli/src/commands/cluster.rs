@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Remote,
+    client::Problem,
     output::{Format, json as print_json, line, table, text},
 };
 
@@ -135,8 +136,17 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn status(remote: &Remote) -> anyhow::Result<ExitCode> {
-    let status = remote.client()?.get("/v1/cluster").await?;
+    let client = remote.client()?;
+    let mut status = client.get("/v1/cluster").await?;
+    let replicas = match client.get("/v1/cluster/replicas").await {
+        // A node of release 0.1 does not know of all replicas.
+        Err(error) if error.downcast_ref().is_some_and(|problem: &Problem| problem.code == "not_found") => {
+            Value::Null
+        }
+        answer => answer?,
+    };
     if remote.output == Format::Json {
+        status["replicas"] = replicas;
         print_json(&status);
         return Ok(ExitCode::SUCCESS);
     }
@@ -176,6 +186,34 @@ async fn status(remote: &Remote) -> anyhow::Result<ExitCode> {
         ("position", "/position"),
     ];
     table(&columns, &shards.collect::<Vec<_>>());
+    for (field, what) in [
+        ("nodes_missing", "nodes that do not answer"),
+        ("nodes_older", "nodes of an older release, which do not tell of their replicas"),
+    ] {
+        if replicas[field].as_array().is_some_and(|nodes| !nodes.is_empty()) {
+            line(format!("{what}: {}", names(&replicas[field])));
+        }
+    }
+    let replicas = replicas["shards"].as_array().into_iter().flatten().flat_map(|of| {
+        let list = of["replicas"].as_array().cloned().unwrap_or_default();
+        let of_shard = list.into_iter().map(|replica| {
+            let compared = match replica["state"].as_str() {
+                None => "not compared".to_owned(),
+                Some(state) => format!("{state}, {}", text(&of["compared"]["at"])),
+            };
+            json!({"shard": of["shard"], "node": name(&replica["node"]), "behind": replica["behind"],
+                "digest": replica["digest"], "compared": compared})
+        });
+        of_shard.collect::<Vec<_>>()
+    });
+    let columns = [
+        ("shard", "/shard"),
+        ("replica", "/node"),
+        ("entries behind", "/behind"),
+        ("digest", "/digest"),
+        ("compared", "/compared"),
+    ];
+    table(&columns, &replicas.collect::<Vec<_>>());
     for provider in status["providers"].as_array().into_iter().flatten() {
         line(format!("provider {}: circuit {}", text(&provider["name"]), text(&provider["circuit"])));
     }

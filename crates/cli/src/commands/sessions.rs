@@ -28,6 +28,12 @@ pub(crate) enum Command {
         /// Only those that are running, waiting, completed, failed or canceled.
         #[arg(long)]
         status: Option<String>,
+        /// Only those of a workflow.
+        #[arg(long)]
+        workflow: Option<String>,
+        /// Only those with a label: key=value.
+        #[arg(long)]
+        label: Option<String>,
         /// How many at most.
         #[arg(long, default_value_t = 50)]
         limit: usize,
@@ -120,7 +126,11 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::List { status, limit, remote } => list(status.as_deref(), limit, &remote).await?,
+        Command::List { status, workflow, label, limit, remote } => {
+            let given = [("status", status), ("workflow", workflow), ("label", label)];
+            let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            list(&given.chain([("limit", limit.to_string())]).collect::<Vec<_>>(), &remote).await?;
+        }
         Command::Get { id, remote } => {
             let session = remote.client()?.get(&format!("/v1/sessions/{id}")).await?;
             show(&session, remote.output);
@@ -167,9 +177,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(status: Option<&str>, limit: usize, remote: &Remote) -> anyhow::Result<()> {
-    let status = status.map(|status| format!("&status={status}")).unwrap_or_default();
-    let page = remote.client()?.get(&format!("/v1/sessions?limit={limit}{status}")).await?;
+async fn list(wanted: &[(&str, String)], remote: &Remote) -> anyhow::Result<()> {
+    let page = remote.client()?.find("/v1/sessions", wanted).await?;
     if remote.output == Format::Json {
         print_json(&page);
         return Ok(());

@@ -12,8 +12,9 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// What came of every objective: target, number, percentiles, and what is left of the error budget. Exit code 4 if
-    /// one is missed.
+    /// What came of every objective: target, number, percentiles, how many failed (they have no duration, and are no
+    /// part of percentiles), what is left of the error budget, and when it is spent if the last hour goes on. Exit code
+    /// 4 if one is missed.
     Report {
         /// Over this window instead of each objective's own: 1m, 5m, 30m, 1h, 6h, 24h, 3d, 30d or month (of the
         /// calendar, UTC).
@@ -63,9 +64,12 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             ("P95", "/p95"),
             ("P99", "/p99"),
             ("n", "/n"),
+            ("failed", "/failed"),
             ("within", "/compliance"),
             ("budget left", "/budget_left"),
             ("burn 1h", "/burn"),
+            ("spent in", "/exhausted"),
+            ("worst minute of 1h", "/worst"),
             ("window", "/window"),
             ("", "/state"),
         ];
@@ -122,12 +126,24 @@ fn row(outcome: &Value) -> Value {
         "value": number(&outcome["value"]),
         "p50": ms("p50"), "p95": ms("p95"), "p99": ms("p99"),
         "n": outcome["n"],
+        "failed": outcome["failed"],
         "compliance": share(&outcome["compliance"]),
         "budget_left": share(&outcome["budget_left"]),
         "burn": outcome["burn_rate"].as_f64().map_or_else(|| "-".to_owned(), |burn| format!("{burn:.2}")),
+        "exhausted": outcome["exhausted_in_seconds"].as_f64().map_or_else(|| "-".to_owned(), |of| duration(1e3 * of)),
+        "worst": match &outcome["worst_minute"] {
+            Value::Null => "-".to_owned(),
+            worst => format!("{} of {} at {}", number(&worst["value"]), worst["n"], minute(&worst["at"])),
+        },
         "window": outcome["window"],
         "state": text(&outcome["state"]).replace('_', " "),
     })
+}
+
+/// The time of day of a moment, UTC, to the minute.
+fn minute(at: &Value) -> String {
+    let time = at.as_str().and_then(|at| at.get(11..16));
+    time.map_or_else(|| text(at), |time| format!("{time} UTC"))
 }
 
 fn percent(share: f64) -> String {
@@ -140,7 +156,11 @@ fn duration(ms: f64) -> String {
         format!("{ms:.1} ms")
     } else if ms < 120_000.0 {
         format!("{:.1} s", ms / 1_000.0)
-    } else {
+    } else if ms < 7_200_000.0 {
         format!("{:.1} min", ms / 60_000.0)
+    } else if ms < 172_800_000.0 {
+        format!("{:.1} h", ms / 3_600_000.0)
+    } else {
+        format!("{:.1} d", ms / 86_400_000.0)
     }
 }

@@ -1,6 +1,12 @@
 //! `start`: the main job.
 
-use std::{collections::HashMap, io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::IsTerminal as _,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -40,6 +46,9 @@ pub(crate) struct StartArgs {
     /// Follows the session until it ends.
     #[arg(long)]
     wait: bool,
+    /// A label, to find the session by: key=value. May be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
     /// Makes a repeated command the same session.
     #[arg(long)]
     idempotency_key: Option<String>,
@@ -63,7 +72,13 @@ pub(crate) async fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
     };
     // A key of its own makes the start safe to repeat when the answer is lost.
     let key = args.idempotency_key.clone().unwrap_or_else(random_key);
-    let body = json!({"workflow": workflow, "input": input});
+    let mut labels = BTreeMap::new();
+    for (key, value) in &args.labels {
+        if labels.insert(key, value).is_some() {
+            bail!("--label {key}=…: given twice");
+        }
+    }
+    let body = json!({"workflow": workflow, "input": input, "labels": labels});
     let started = client
         .send_patiently(|| {
             Ok(client.request(Method::POST, "/v1/sessions")?.header("idempotency-key", &key).json(&body))
@@ -91,6 +106,12 @@ pub(crate) async fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
     let session =
         client.send_patiently(|| client.request(Method::GET, &format!("/v1/sessions/{id}"))).await?;
     finish(&args, &client, &session)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = parts.ok_or_else(|| format!("expected key=value; found {text:?}"))?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn input(args: &StartArgs) -> anyhow::Result<Value> {

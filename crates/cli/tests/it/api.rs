@@ -246,6 +246,14 @@ async fn tokens_name_tenants() {
     node.set_token(Some("token-of-other-0123456789"));
     assert_eq!(node.get(&format!("/v1/sessions/{id}")).await.0, StatusCode::NOT_FOUND);
     assert_eq!(node.get("/v1/sessions").await.1["sessions"], json!([]));
+    // Nor how often others have asked, or what their sessions took. These two were its own requests.
+    let (_, report) = node.get("/v1/sla?window=1h").await;
+    let series = report["series"].as_array().unwrap();
+    assert!(series.iter().all(|of| of["tenant"] == "other" || of["tenant"] == ""), "{report}");
+    let own = |of: &Value| of["indicator"] == "api_latency" && of["tenant"] == "other";
+    assert_eq!(series.iter().find(|of| own(of)).unwrap()["n"], 2, "{report}");
+    let latency = report["objectives"].as_array().unwrap().iter().find(|of| of["indicator"] == "api_latency");
+    assert_eq!(latency.unwrap()["n"], 2, "{report}");
     assert_eq!(node.get("/health").await.0, StatusCode::OK);
 }
 
@@ -392,6 +400,8 @@ async fn whoever_asks_too_often_is_told_when_to_come_back() {
     request.metadata_mut().insert("authorization", "Bearer busy-0123456789abcdef".parse().unwrap());
     let refused = client.get_session(request).await.unwrap_err();
     assert_eq!(refused.metadata().get("orchestra-code").unwrap(), "rate_limited", "{refused:?}");
+    let standing = refused.metadata().get("ratelimit").unwrap().to_str().unwrap();
+    assert!(standing.starts_with("\"tenant\";r=0;"), "{standing}");
     assert_eq!(node.request(Method::GET, "/health/ready").send().await.unwrap().status(), StatusCode::OK);
     node.set_token(Some("quiet-0123456789abcdef"));
     assert_eq!(node.request(Method::GET, "/v1/workflows").send().await.unwrap().status(), StatusCode::OK);
@@ -404,4 +414,15 @@ async fn an_address_has_a_limit_of_its_own() {
         let answer = node.request(Method::GET, "/v1/workflows").send().await.unwrap();
         assert_eq!((answer.status(), answer.headers().contains_key("ratelimit")), (status, true));
     }
+    // The same bucket over gRPC, whose health has none.
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", node.grpc)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut client = proto::api::session_service_client::SessionServiceClient::new(channel.clone());
+    let refused = client.list_workflows(proto::api::ListWorkflowsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
+    assert_eq!(refused.metadata().get("ratelimit-policy").unwrap(), "\"address\";q=2;w=60");
+    let seconds: u64 = refused.metadata().get("retry-after").unwrap().to_str().unwrap().parse().unwrap();
+    assert!((1..=30).contains(&seconds), "{seconds}");
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    assert!(health.check(tonic_health::pb::HealthCheckRequest::default()).await.is_ok());
 }

@@ -74,6 +74,7 @@ async fn a_request_that_can_not_be_is_told_why() {
     assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &json!("not_found")));
     assert_eq!(node.get("/v1/sessions?limit=x").await.0, bad);
     assert_eq!(node.get("/v1/sessions?status=done").await.0, bad);
+    assert_eq!(node.get("/v1/sessions?label=without").await.0, bad);
     assert_eq!(node.get("/v2/nothing").await.0, StatusCode::NOT_FOUND);
     let (_, page) = node.get("/errors/too_large").await;
     assert!(page.as_str().unwrap().contains("larger than its limit"), "{page}");

@@ -66,6 +66,21 @@ async fn the_command_line_works_against_a_node() {
     assert_ne!(plans[0], plans[1]);
     assert_ne!(written(&node, "out-one"), written(&node, "out-two"));
 
+    // Found by their label and their workflow, and not by others'.
+    let labelled = run(&node, &["start", "again", "--label", "ticket=A & B", "--label", "team=core"]);
+    let labelled = text(&labelled).trim().to_owned();
+    let find = |args: &[&str]| {
+        let output = run(&node, &[&["sessions", "list", "--output", "json"], args].concat());
+        let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ids = list["sessions"].as_array().unwrap().iter().map(|of| of["id"].as_str().unwrap().to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(find(&["--label", "ticket=A & B"]), [labelled.as_str()]);
+    assert_eq!(find(&["--label", "team=core", "--workflow", "code"]), [labelled.as_str()]);
+    assert_eq!(find(&["--label", "team=other"]), [""; 0]);
+    assert_eq!(find(&["--workflow", "another"]), [""; 0]);
+    assert_eq!(find(&["--workflow", "code"]).len(), 3);
+
     let list = run(&node, &["sessions", "list", "--output", "json"]);
     let list: Value = serde_json::from_slice(&list.stdout).unwrap();
     let id = list["sessions"][0]["id"].as_str().unwrap().to_owned();
@@ -77,6 +92,7 @@ async fn the_command_line_works_against_a_node() {
         vec!["workflows", "list"],
         vec!["workflows", "show", "code"],
         vec!["cluster", "status"],
+        vec!["sla", "report"],
         vec!["doctor"],
         vec!["audit", "verify"],
         vec!["completions", "bash"],

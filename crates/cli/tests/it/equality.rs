@@ -37,6 +37,15 @@ fn verify(cluster: &Cluster, through: usize, scrub: bool) -> (i32, Value) {
     (output.status.code().unwrap(), shown)
 }
 
+async fn replicas(http: &reqwest::Client, cluster: &Cluster, asked: usize) -> Value {
+    let answer = http.get(format!("{}/v1/cluster/replicas", cluster.url(asked))).send().await.unwrap();
+    answer.json().await.unwrap()
+}
+
+fn shards(shown: &Value) -> &Vec<Value> {
+    shown["shards"].as_array().unwrap()
+}
+
 fn open(directory: &Path) -> StateDb {
     let options = StateOptions { block_cache_bytes: 1 << 20, cached_rows: 16 };
     StateDb::open(&directory.join("data/state"), options).unwrap()
@@ -51,6 +60,17 @@ async fn a_replica_that_differs_is_stopped_and_the_others_go_on() {
     let (code, shown) = verify(&cluster, 1, true);
     assert_eq!((code, &shown["equal"]), (0, &json!(true)), "{shown}");
     assert_eq!(shown["scrubbed"].as_array().unwrap().len(), 12, "4 shards on 3 nodes");
+    // Every node knows what came of it, and how far all are.
+    let replicas = replicas(&http, &cluster, 2).await;
+    assert_eq!(replicas["nodes_missing"], json!([]), "{replicas}");
+    for (of, verified) in shards(&replicas).iter().zip(shards(&shown)) {
+        assert_eq!(of["shard"], verified["shard"], "{replicas}");
+        assert_eq!(of["compared"]["state"], "equal", "{replicas}");
+        assert!(of["compared"]["position"].as_u64() >= verified["position"].as_u64(), "{replicas}");
+        let list = of["replicas"].as_array().unwrap();
+        let is_told = |replica: &Value| replica["behind"].is_u64() && replica["state"] == "equal";
+        assert!(list.len() == 3 && list.iter().all(is_told), "{replicas}");
+    }
 
     // A row of one node becomes another, in a way that no checksum shows.
     assert_eq!(cluster.stop(2).await.unwrap(), Some(0));
@@ -74,7 +94,7 @@ async fn a_replica_that_differs_is_stopped_and_the_others_go_on() {
     cluster.restart(2).await.unwrap();
     let (code, shown) = verify(&cluster, 0, false);
     assert_eq!(code, 4, "{shown}");
-    let of_shard = shown["shards"].as_array().unwrap().iter().find(|of| of["shard"] == 1).unwrap();
+    let of_shard = shards(&shown).iter().find(|of| of["shard"] == 1).unwrap();
     assert_eq!(of_shard["state"], "differs", "{shown}");
 
     let url = cluster.url(2);
@@ -105,6 +125,8 @@ async fn replicas_are_compared_across_an_election_and_the_return_of_a_node() {
     cluster.kill(led).unwrap();
     let verified = http.post(format!("{}/v1/cluster/verify", cluster.url(asked))).json(&json!({})).send();
     let verified = tokio::spawn(verified);
+    let told = replicas(&http, &cluster, asked).await;
+    assert_eq!(told["nodes_missing"].as_array().unwrap().len(), 1, "{told}");
     cluster.restart(led).await.unwrap();
     let verified: Value = verified.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!(verified["equal"], true, "{verified}");

@@ -86,8 +86,8 @@ async fn a_session_is_driven_over_grpc() {
         assert!(metrics.contains(&line), "{line}{metrics}");
     }
     assert!(metrics.contains("orchestra_grpc_request_duration_seconds_count"), "{metrics}");
-    let latencies =
-        metrics.lines().find_map(|of| of.strip_prefix("orchestra_api_latency_seconds_count{region=\"0\"} "));
+    let counted = "orchestra_api_latency_seconds_count{region=\"0\",tenant=\"default\"} ";
+    let latencies = metrics.lines().find_map(|of| of.strip_prefix(counted));
     assert!(latencies.is_some_and(|count| count.parse::<u64>().unwrap() >= 7), "{metrics}");
 
     let audit = api::AuditSessionRequest { id: id.clone() };

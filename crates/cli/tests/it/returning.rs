@@ -1,6 +1,6 @@
 //! Nodes that come back as they must not: removed meanwhile, in two copies, with a wrong clock. None does harm.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use chaos::api::Api;
 use serde_json::{Value, json};
@@ -255,18 +255,42 @@ async fn timers_fire_though_the_shards_clock_is_far_from_the_wall_clock() {
     assert!(later > ahead, "{later}: the shard's clock went back, so that this shows nothing");
 }
 
-/// What it would apply by its own rules would not be what the others have.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_of_an_older_release_is_not_let_in_once_an_upgrade_is_final() {
-    let Some(previous) = testkit::previous_binary() else {
+/// The program of the release before. `None` where there is none, which is said; in CI there must be one.
+fn previous() -> Option<PathBuf> {
+    let previous = testkit::previous_binary();
+    if previous.is_none() {
         assert!(
             std::env::var_os("CI").is_none(),
             "CI must have the release before: `deploy/dev/previous.sh`"
         );
-        let text = "NOT RUN: a join with the release before; `deploy/dev/previous.sh` builds it\n";
+        let text = "NOT RUN: nodes of the release before; `deploy/dev/previous.sh` builds it\n";
         let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
-        return;
-    };
+    }
+    previous
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_the_release_before_does_not_tell_of_its_replicas_and_is_there() {
+    let Some(previous) = previous() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(temp.path(), 1, "").await.unwrap();
+    cluster.kill(0).unwrap();
+    cluster.wipe(0).unwrap();
+    cluster.set_program(0, Some(previous));
+    cluster.restart(0).await.unwrap();
+    let newer = cluster.add().await.unwrap();
+    cluster.until_whole().await.unwrap();
+    let answer = reqwest::get(format!("{}/v1/cluster/replicas", cluster.url(newer))).await.unwrap();
+    let told: Value = answer.json().await.unwrap();
+    let nodes = |field: &str| told[field].as_array().map(Vec::len);
+    assert_eq!((nodes("nodes_older"), nodes("nodes_missing")), (Some(1), Some(0)), "{told}");
+    assert_eq!(told["shards"][0]["replicas"].as_array().map(Vec::len), Some(1), "{told}");
+}
+
+/// What it would apply by its own rules would not be what the others have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_an_older_release_is_not_let_in_once_an_upgrade_is_final() {
+    let Some(previous) = previous() else { return };
     let temp = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(temp.path(), 3, "").await.unwrap();
     cluster.finalize(0).await.unwrap();

@@ -2,9 +2,11 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
+use proto::api::{self, session_service_client::SessionServiceClient};
 use serde_json::{Value, json};
 use testkit::{NodeProcess, NodeSpec, binary, free_address, wait_until};
 use tls::{DevCertificates, dev_certificates};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 use crate::fixture::PATIENCE;
 
@@ -72,7 +74,8 @@ async fn nodes_and_clients_talk_over_tls_and_strangers_are_refused() {
     until_ready(&http, &first).await;
     let join = vec![first.peer.to_string()];
     let second = spec(temp.path(), "node-1", join.clone(), &ours);
-    let third = spec(temp.path(), "node-2", join.clone(), &ours);
+    let mut third = spec(temp.path(), "node-2", join.clone(), &ours);
+    third.config.push_str("[limits]\nper_address_per_minute = 2\n");
     let _others = [&second, &third].map(|spec| NodeProcess::spawn(spec).unwrap());
     let url = format!("https://{}", first.http);
     until_whole(&http, &url).await;
@@ -121,6 +124,16 @@ async fn nodes_and_clients_talk_over_tls_and_strangers_are_refused() {
     assert_eq!(ended.await.unwrap()["output"], json!({"n": 3}));
     worker.kill().unwrap();
     worker.wait().unwrap();
+    // An address is known behind TLS, and has one bucket over HTTP, as above, and gRPC.
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(&ours.ca).unwrap()));
+    let channel = Channel::from_shared(format!("https://{}", third.grpc)).unwrap().tls_config(tls).unwrap();
+    let mut grpc = SessionServiceClient::new(channel.connect().await.unwrap());
+    let mut refused = None;
+    // More than the bucket holds when it is full.
+    for _ in 0..3 {
+        refused = refused.or(grpc.list_workflows(api::ListWorkflowsRequest::default()).await.err());
+    }
+    assert_eq!(refused.unwrap().metadata().get("orchestra-code").unwrap(), "rate_limited");
 }
 
 #[tokio::test(flavor = "multi_thread")]

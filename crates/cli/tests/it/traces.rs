@@ -26,6 +26,7 @@ steps:
 const SESSIONS: usize = 9;
 /// That of a client which traces itself.
 const CLIENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const CLIENT_OF_GRPC: &str = "00-5bf92f3577b34da6a3ce929d0e0e4737-10f067aa0ba902b8-01";
 
 #[derive(Debug, Clone)]
 struct Span {
@@ -83,6 +84,38 @@ async fn receiver() -> (String, Arc<Mutex<Vec<Span>>>) {
     (url, got)
 }
 
+/// Starts a session over gRPC with its client's trace, sends it a signal, and tries it again; its id.
+async fn start_over_grpc(url: String) -> String {
+    let channel = tonic::transport::Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let mut client = proto::api::session_service_client::SessionServiceClient::new(channel);
+    let start = proto::api::StartSessionRequest {
+        workflow: "traced".into(),
+        input_json: "2".into(),
+        ..Default::default()
+    };
+    let mut start = tonic::Request::new(start);
+    start.metadata_mut().insert("traceparent", CLIENT_OF_GRPC.parse().unwrap());
+    let id = client.start_session(start).await.unwrap().into_inner().id;
+    let signal = proto::api::SignalSessionRequest { id: id.clone(), name: "s".into(), ..Default::default() };
+    client.signal_session(signal).await.unwrap();
+    // It is running: there is nothing to be retried.
+    let retry = proto::api::RetrySessionRequest { id: id.clone() };
+    client.retry_session(retry).await.unwrap_err();
+    id
+}
+
+/// All calls are told, also one that is refused, with the trace of their client and below its span.
+fn check_calls_of_grpc(spans: &[Span]) {
+    let calls = [("StartSession", "0"), ("SignalSession", "0"), ("RetrySession", "9")];
+    for (method, code) in calls {
+        let name = format!("orchestra.v1.SessionService/{method}");
+        let found: Vec<&Span> = spans.iter().filter(|span| span.name == name).collect();
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        assert_eq!((&*found[0].trace, &*found[0].parent), (&CLIENT_OF_GRPC[3..35], &CLIENT_OF_GRPC[36..52]));
+        assert_eq!(found[0].attributes["rpc.grpc.status_code"], code);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_one_connected_trace_across_nodes() {
     let (otlp, got) = receiver().await;
@@ -121,7 +154,8 @@ async fn a_session_is_one_connected_trace_across_nodes() {
         .send();
     let of_client: Value = of_client.await.unwrap().json().await.unwrap();
     sessions.push(of_client["id"].as_str().unwrap().to_owned());
-    for id in &sessions {
+    let of_grpc = start_over_grpc(cluster.grpc_url(2)).await;
+    for id in sessions.iter().chain([&of_grpc]) {
         let ended = wait_until("a session's end", PATIENCE, async || {
             (apis[0].get(&format!("/v1/sessions/{id}")).await.ok()?["status"] == "completed").then_some(())
         });
@@ -173,4 +207,5 @@ async fn a_session_is_one_connected_trace_across_nodes() {
     assert!(nodes_of_traces.contains(&2), "no trace has spans of more than one node: {nodes_of_traces:?}");
     let of_client = spans.iter().filter(|span| span.trace == "4bf92f3577b34da6a3ce929d0e0e4736").count();
     assert!(of_client >= 8, "the client's trace goes on: {of_client} spans");
+    check_calls_of_grpc(&spans);
 }

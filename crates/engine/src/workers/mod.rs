@@ -17,7 +17,6 @@ mod task;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use consensus::{AskError, Clock, Group, Peers};
 use ids::{Dispatch, NodeId, SessionId, ShardId, Timestamp};
 use prost::Message as _;
@@ -97,12 +96,11 @@ impl Workers {
     /// Answers another node, or this one. `running` tells what work of a session this node has under way.
     pub async fn answer(
         &self,
-        question: Bytes,
+        question: question::Body,
         running: impl FnOnce(SessionId) -> Vec<Running>,
-        measured: impl FnOnce(&[u8]) -> Bytes,
-    ) -> Bytes {
-        let body = match Question::decode(question).ok().and_then(|question| question.body) {
-            Some(question::Body::Running(session)) => {
+    ) -> answer::Body {
+        match question {
+            question::Body::Running(session) => {
                 let pieces = session.parse().map(running).unwrap_or_default().into_iter().map(|of| Piece {
                     step: of.step.to_string(),
                     dispatch: of.dispatch.0,
@@ -111,11 +109,8 @@ impl Workers {
                 });
                 answer::Body::Running(peer::Running { pieces: pieces.collect() })
             }
-            Some(question::Body::Measured(wanted)) => answer::Body::Measured(measured(&wanted)),
-            Some(body) => self.answer_body(body).await,
-            None => answer::Body::Done(Empty {}),
-        };
-        Answer { body: Some(body) }.encode_to_vec().into()
+            body => self.answer_body(body).await,
+        }
     }
 
     async fn answer_body(&self, body: question::Body) -> answer::Body {
@@ -146,7 +141,8 @@ impl Workers {
                 let both = json!({"workers": self.pool.list(), "queues": self.matching.list()});
                 answer::Body::List(both.to_string().into())
             }
-            question::Body::Running(_) | question::Body::Measured(_) => done,
+            // Questions to the layers above.
+            question::Body::Running(_) | question::Body::Measured(_) | question::Body::Replicas(_) => done,
         }
     }
 

@@ -12,7 +12,7 @@ pub struct Limits {
     /// Requests a minute of a tenant, over HTTP and gRPC together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_tenant_per_minute: Option<NonZeroU32>,
-    /// HTTP requests a minute of an address, as this node sees it: behind a proxy, that is the proxy's.
+    /// Requests a minute of an address, over HTTP and gRPC, as this node sees it: behind a proxy, that is the proxy's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_address_per_minute: Option<NonZeroU32>,
 }

@@ -1,6 +1,9 @@
 //! How long calls take, and what comes of them.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use axum::{
     extract::{Request, State},
@@ -9,16 +12,34 @@ use axum::{
 };
 use tonic::Code;
 
-use crate::{error, http::Waited, metrics::CallLabels, wiring::App};
+use crate::{
+    error,
+    http::{self, About, Waited},
+    metrics::CallLabels,
+    wiring::App,
+};
 
-const SESSIONS: &str = "/orchestra.v1.SessionService/";
+const SERVICE: &str = "orchestra.v1.SessionService";
 /// Takes as long as somebody listens.
 const STREAM: &str = "StreamEvents";
 
-pub(super) async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let method = request.uri().path().strip_prefix(SESSIONS).filter(|method| *method != STREAM);
-    let Some(method) = method.map(str::to_owned) else { return next.run(request).await };
-    let started = tokio::time::Instant::now();
+/// What a handler says of the call that it has.
+#[derive(Debug, Default)]
+pub(super) struct Call {
+    /// A handler has it: its method is one that there is.
+    pub(super) reached: AtomicBool,
+    pub(super) about: OnceLock<About>,
+}
+
+pub(super) async fn measure(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let called = request.uri().path().trim_start_matches('/').split_once('/');
+    let method = called.filter(|(service, method)| *service == SERVICE && *method != STREAM);
+    let Some((_, method)) = method else { return next.run(request).await };
+    let method = method.to_owned();
+    let call = Arc::new(Call::default());
+    request.extensions_mut().insert(Arc::clone(&call));
+    let tenant = http::tenant_of(&app, request.headers()).unwrap_or_default();
+    let (began, started) = (app.sessions.node().clock().wall(), tokio::time::Instant::now());
     let response = next.run(request).await;
     let took = started.elapsed();
     // The head of an answer has a status where there is no body, which is where the call has failed.
@@ -29,8 +50,19 @@ pub(super) async fn measure(State(app): State<Arc<App>>, request: Request, next:
         || header("orchestra-code") == Some(error::WRITES_STOPPED.name);
     if response.extensions().get::<Waited>().is_none() {
         app.metrics.call_seconds.observe(took.as_secs_f64());
-        app.levels.answered(app.sessions.node().clock().wall(), took, failed);
+        app.levels.answered(&tenant, app.sessions.node().clock().wall(), took, failed);
     }
+    // Who may not see a session leaves no span in its trace.
+    if let Some(traces) =
+        app.traces.as_ref().filter(|_| !matches!(code, Code::NotFound | Code::Unauthenticated))
+        && let Some(About(session, given)) = call.about.get().copied()
+    {
+        let ended = app.sessions.node().clock().wall();
+        let status = ("rpc.grpc.status_code", code as i64);
+        traces.requested(format!("{SERVICE}/{method}"), (session, given), (began, ended), (status, failed));
+    }
+    // Clients may call what they like: that is no label.
+    let method = if call.reached.load(Ordering::Relaxed) { method } else { "none".to_owned() };
     app.metrics.calls.get_or_create(&CallLabels { method, code: format!("{code:?}") }).inc();
     response
 }

@@ -3,11 +3,21 @@
 mod measure;
 mod workers;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use axum::middleware::from_fn_with_state;
+use axum::{
+    extract::{self, State},
+    http::Extensions,
+    middleware::{Next, from_fn_with_state},
+    response,
+};
 use futures_util::{Stream, stream};
-use ids::{Seq, SessionId, TRACE_LABEL};
+use ids::{Seq, SessionId, TRACE_LABEL, TraceContext};
 use machine::{SessionLimits, SessionStatus};
 use proto::api::{
     self,
@@ -16,15 +26,19 @@ use proto::api::{
 };
 use serde_json::Value;
 use tonic::{
-    Code, Request, Response, Status, metadata::MetadataMap, server::NamedService, service::Routes,
-    transport::server::Router,
+    Code, Request, Response, Status,
+    metadata::MetadataMap,
+    server::NamedService,
+    service::Routes,
+    transport::server::{Router, TcpConnectInfo, TlsConnectInfo},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use self::measure::Call;
 use crate::{
     error::ApiError,
     http,
-    sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef},
+    sessions::{EVENTS_PAGE_MAX, Filter, Start, WorkflowRef},
     wiring::App,
 };
 
@@ -50,11 +64,34 @@ pub(crate) fn router(app: Arc<App>) -> Result<Router, String> {
         .add_service(WorkerServiceServer::new(Service { app: Arc::clone(&app) }))
         .add_service(health)
         .add_service(reflection);
-    let measured = routes.into_axum_router().layer(from_fn_with_state(app, measure::measure));
+    let limited = routes.into_axum_router().layer(from_fn_with_state(Arc::clone(&app), limit));
+    let measured = limited.layer(from_fn_with_state(app, measure::measure));
     Ok(tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_routes(Routes::from(measured)))
+}
+
+/// Takes from the buckets of the address and the tenant, and says how they stand.
+async fn limit(State(app): State<Arc<App>>, request: extract::Request, next: Next) -> response::Response {
+    if !request.uri().path().starts_with("/orchestra.v1.") {
+        return next.run(request).await;
+    }
+    let tenant = http::tenant_of(&app, request.headers());
+    let standings = app.limits.take(from(request.extensions()), tenant.as_deref());
+    let mut response = match standings.refusal() {
+        Some(refusal) => Status::from(refusal).into_http(),
+        None => next.run(request).await,
+    };
+    standings.tell(response.headers_mut());
+    response
+}
+
+/// Whom a connection is from.
+fn from(connection: &Extensions) -> Option<IpAddr> {
+    let plain = connection.get::<TcpConnectInfo>();
+    let info = plain.or_else(|| connection.get::<TlsConnectInfo<TcpConnectInfo>>().map(|of| of.get_ref()));
+    info.and_then(TcpConnectInfo::remote_addr).map(|address| address.ip())
 }
 
 /// Tells gRPC's health service what `/health/ready` tells, until the node stops.
@@ -110,12 +147,25 @@ type Reply<T> = Result<Response<T>, Status>;
 
 impl Service {
     fn tenant<T>(&self, request: &Request<T>) -> Result<String, Status> {
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let tenant = http::tenant(&self.app, header)?;
-        match self.app.limits.tenant(&tenant) {
-            Some(Err(standing)) => Err(standing.refusal().into()),
-            Some(Ok(_)) | None => Ok(tenant),
+        if let Some(call) = request.extensions().get::<Arc<Call>>() {
+            call.reached.store(true, Ordering::Relaxed);
         }
+        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        Ok(http::tenant(&self.app, header)?)
+    }
+
+    /// The session that a call is about, whose trace it is a part of.
+    fn session<T>(&self, request: &Request<T>, id: &str) -> Result<SessionId, ApiError> {
+        let session = parse_id(id)?;
+        tell(request.extensions().get(), session, self.app.sessions.trace_of(session));
+        Ok(session)
+    }
+}
+
+fn tell(call: Option<&Arc<Call>>, session: SessionId, given: Option<TraceContext>) {
+    if let Some(call) = call {
+        // A call is about one session.
+        let _ = call.about.set(http::About(session, given));
     }
 }
 
@@ -180,8 +230,9 @@ impl SessionService for Service {
         &self,
         request: Request<api::StartSessionRequest>,
     ) -> Reply<api::StartSessionResponse> {
-        let (tenant, began) = (self.tenant(&request)?, self.app.sessions.node().clock().wall());
+        let tenant = self.tenant(&request)?;
         let trace = request.metadata().get(TRACE_LABEL).and_then(|value| value.to_str().ok()?.parse().ok());
+        let call = request.extensions().get().cloned();
         let request = request.into_inner();
         let workflow = match (request.workflow.is_empty(), request.workflow_source.is_empty()) {
             (false, true) => WorkflowRef::Name(request.workflow),
@@ -200,17 +251,9 @@ impl SessionService for Service {
             trace,
         };
         let started = self.app.sessions.start(&tenant, start).await?;
+        tell(call.as_ref(), started.id, trace);
         if started.created {
             self.app.metrics.sessions_started.inc();
-        }
-        if let Some(traces) = &self.app.traces {
-            let name = "orchestra.v1.SessionService/StartSession".to_owned();
-            traces.requested(
-                name,
-                (started.id, trace),
-                (began, self.app.sessions.node().clock().wall()),
-                200,
-            );
         }
         let (mut status, mut output_json) = (started.status, String::new());
         if wait > Duration::ZERO {
@@ -268,7 +311,9 @@ impl SessionService for Service {
         let request = request.into_inner();
         let limit = if request.limit == 0 { 50 } else { request.limit as usize };
         let (cursor, status) = (optional(request.cursor), optional(request.status));
-        let page = self.app.sessions.list(&tenant, limit, cursor.as_deref(), status.as_deref()).await?;
+        let (workflow, label) = (optional(request.workflow), optional(request.label));
+        let filter = Filter::new(status.as_deref(), workflow, label.as_deref())?;
+        let page = self.app.sessions.list(&tenant, limit, cursor.as_deref(), &filter).await?;
         let sessions = page["sessions"].as_array().map(|list| list.iter().map(to_session).collect());
         Ok(Response::new(api::ListSessionsResponse {
             sessions: sessions.unwrap_or_default(),
@@ -322,10 +367,10 @@ impl SessionService for Service {
         request: Request<api::SignalSessionRequest>,
     ) -> Reply<api::SignalSessionResponse> {
         let tenant = self.tenant(&request)?;
+        let id = self.session(&request, &request.get_ref().id)?;
         let request = request.into_inner();
         let payload = parse_json("payload_json", &request.payload_json)?;
         let key = optional(request.idempotency_key);
-        let id = parse_id(&request.id)?;
         self.app.sessions.signal(&tenant, id, request.name, &payload, key.as_deref()).await?;
         Ok(Response::new(api::SignalSessionResponse {}))
     }
@@ -335,11 +380,12 @@ impl SessionService for Service {
         request: Request<api::ApproveStepRequest>,
     ) -> Reply<api::ApproveStepResponse> {
         let tenant = self.tenant(&request)?;
+        let id = self.session(&request, &request.get_ref().id)?;
         let request = request.into_inner();
         let value = optional(request.value_json).map(|text| parse_json("value_json", &text)).transpose()?;
         let decision = http_decision(&request.decision, value, request.reason)?;
         let step = optional(request.step);
-        self.app.sessions.approve(&tenant, parse_id(&request.id)?, step.as_deref(), decision).await?;
+        self.app.sessions.approve(&tenant, id, step.as_deref(), decision).await?;
         Ok(Response::new(api::ApproveStepResponse {}))
     }
 
@@ -348,8 +394,8 @@ impl SessionService for Service {
         request: Request<api::CancelSessionRequest>,
     ) -> Reply<api::CancelSessionResponse> {
         let tenant = self.tenant(&request)?;
-        let request = request.into_inner();
-        self.app.sessions.cancel(&tenant, parse_id(&request.id)?, request.reason).await?;
+        let id = self.session(&request, &request.get_ref().id)?;
+        self.app.sessions.cancel(&tenant, id, request.into_inner().reason).await?;
         Ok(Response::new(api::CancelSessionResponse {}))
     }
 
@@ -358,7 +404,8 @@ impl SessionService for Service {
         request: Request<api::RetrySessionRequest>,
     ) -> Reply<api::RetrySessionResponse> {
         let tenant = self.tenant(&request)?;
-        self.app.sessions.retry(&tenant, parse_id(&request.into_inner().id)?).await?;
+        let id = self.session(&request, &request.get_ref().id)?;
+        self.app.sessions.retry(&tenant, id).await?;
         Ok(Response::new(api::RetrySessionResponse {}))
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
-use consensus::{Change, Group, Leadership, Membership};
+use consensus::{Change, Comparison, Group, Leadership, Membership, Verdict};
 use ids::{NodeId, ShardId};
 use machine::Read as _;
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{Admin, Body, Tenant, parse};
 use crate::{
     error::{self, ApiError},
+    replicas,
     wiring::App,
 };
 
@@ -87,6 +88,11 @@ pub(super) async fn status(State(app): State<Arc<App>>, _tenant: Tenant) -> Json
         "version": env!("CARGO_PKG_VERSION"),
         "feature_level": node.machine_version(),
     }))
+}
+
+/// How far every replica of every shard is behind, and what came of it when they were last compared.
+pub(super) async fn replicas(State(app): State<Arc<App>>, _tenant: Tenant) -> Json<Value> {
+    Json(replicas::everywhere(&app).await)
 }
 
 /// The nodes of all shards.
@@ -191,17 +197,12 @@ struct Verify {
 async fn compare(shard: ShardId, group: &Group, until: Instant) -> Value {
     loop {
         let compared = group.compare().await;
-        let voters = group.members().values().filter(|of| of.voter).count();
-        let state = match &compared {
-            None => "unknown",
-            Some(comparison) if comparison.differs() => "differs",
-            Some(comparison) if comparison.digests.len() == voters => "equal",
-            Some(_) => "incomplete",
-        };
-        if matches!(state, "unknown" | "incomplete") && Instant::now() < until {
+        let verdict = compared.as_ref().map(Comparison::verdict);
+        if matches!(verdict, None | Some(Verdict::Incomplete)) && Instant::now() < until {
             tokio::time::sleep(COMPARE_PAUSE).await;
             continue;
         }
+        let state = verdict.map_or("unknown", Verdict::name);
         let Some(comparison) = compared else { return json!({"shard": shard.0, "state": state}) };
         let digests: BTreeMap<String, String> =
             comparison.digests.iter().map(|(node, digest)| (node.to_string(), digest.to_string())).collect();

@@ -20,7 +20,7 @@ use axum::{
         ConnectInfo, DefaultBodyLimit, FromRequestParts, MatchedPath, Request, State,
         connect_info::Connected, rejection::BytesRejection,
     },
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
@@ -66,6 +66,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/workers", get(workers::workers))
         .route("/v1/queues", get(workers::queues))
         .route("/v1/cluster", get(cluster::status))
+        .route("/v1/cluster/replicas", get(cluster::replicas))
         .route("/v1/cluster/init", post(cluster::init))
         .route("/v1/cluster/remove", post(cluster::remove))
         .route("/v1/cluster/verify", post(cluster::verify))
@@ -145,30 +146,13 @@ async fn limit(
     if !request.uri().path().starts_with("/v1/") {
         return next.run(request).await;
     }
-    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    // Who has no valid token is refused where the token is asked for.
-    let tenant = || app.limits.tenant(&principal(&app.tokens, header).ok()?.tenant);
-    let (mut tightest, mut refused) = (None, None);
-    for taken in [app.limits.address(from.ip()), tenant()].into_iter().flatten() {
-        match taken {
-            Ok(standing) => tightest = Some(standing),
-            Err(standing) => {
-                refused = Some(standing);
-                break;
-            }
-        }
-    }
-    let (mut response, standing) = match refused {
-        Some(standing) => (standing.refusal().into_response(), Some(standing)),
-        None => (next.run(request).await, tightest),
+    let tenant = tenant_of(&app, request.headers());
+    let standings = app.limits.take(Some(from.ip()), tenant.as_deref());
+    let mut response = match standings.refusal() {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
     };
-    if let Some(standing) = standing {
-        for (name, value) in [("ratelimit-policy", standing.policy()), ("ratelimit", standing.now())] {
-            if let Ok(value) = value.parse() {
-                response.headers_mut().insert(name, value);
-            }
-        }
-    }
+    standings.tell(response.headers_mut());
     response
 }
 
@@ -176,6 +160,7 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().to_string();
     let (path, began) = (request.uri().path().to_owned(), app.sessions.node().clock().wall());
+    let tenant = tenant_of(&app, request.headers()).unwrap_or_default();
     let started = tokio::time::Instant::now();
     let response = next.run(request).await;
     let took: Duration = started.elapsed();
@@ -183,13 +168,14 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let status = response.status().as_u16();
     // What streams, or waits for a session, takes as long as that does; health and metrics are for nobody's session.
     if is_measured(&route, &method) && response.extensions().get::<Waited>().is_none() {
-        app.levels.answered(app.sessions.node().clock().wall(), took, status >= 500);
+        app.levels.answered(&tenant, app.sessions.node().clock().wall(), took, status >= 500);
     }
     if let Some(traces) = app.traces.as_ref().filter(|_| method == "POST")
         && let Some(About(session, given)) = about(&app, &response, &path)
     {
         let ended = app.sessions.node().clock().wall();
-        traces.requested(format!("{method} {route}"), (session, given), (began, ended), status);
+        let answered = (("http.response.status_code", i64::from(status)), status >= 500);
+        traces.requested(format!("{method} {route}"), (session, given), (began, ended), answered);
     }
     app.metrics.requests.get_or_create(&RequestLabels { route, method, status }).inc();
     response
@@ -207,6 +193,10 @@ pub(crate) struct Waited;
 fn about(app: &App, response: &Response, path: &str) -> Option<About> {
     if let Some(about) = response.extensions().get::<About>() {
         return Some(*about);
+    }
+    // Who may not see a session leaves no span in its trace.
+    if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED) {
+        return None;
     }
     let session = path.strip_prefix("/v1/sessions/")?.split('/').next()?.parse().ok()?;
     Some(About(session, app.sessions.trace_of(session)))
@@ -241,6 +231,12 @@ impl FromRequestParts<Arc<App>> for Tenant {
         let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         tenant(app, header).map(Self)
     }
+}
+
+/// Whose request these headers have. Who has no valid token is refused where the token is asked for.
+pub(crate) fn tenant_of(app: &App, headers: &HeaderMap) -> Option<String> {
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    tenant(app, header).ok()
 }
 
 /// The tenant of an `Authorization` header.

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use super::{About, Body, Tenant, Waited, parse};
 use crate::{
     error::ApiError,
-    sessions::{EVENTS_PAGE_MAX, Start, WorkflowRef, budget},
+    sessions::{EVENTS_PAGE_MAX, Filter, Start, WorkflowRef, budget},
     wiring::App,
 };
 
@@ -134,6 +134,8 @@ pub(super) struct ListQuery {
     limit: usize,
     cursor: Option<String>,
     status: Option<String>,
+    workflow: Option<String>,
+    label: Option<String>,
 }
 
 fn default_limit() -> usize {
@@ -146,14 +148,8 @@ pub(super) async fn list(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Reply {
     let Query(query) = query?;
-    if let Some(status) = &query.status {
-        let known = ["running", "waiting", "completed", "failed", "canceled"];
-        if !known.contains(&status.as_str()) {
-            let detail = format!("status: expected one of {}; found {status:?}", known.join(", "));
-            return Err(ApiError::invalid(detail));
-        }
-    }
-    ok(app.sessions.list(&tenant, query.limit, query.cursor.as_deref(), query.status.as_deref()).await?)
+    let filter = Filter::new(query.status.as_deref(), query.workflow, query.label.as_deref())?;
+    ok(app.sessions.list(&tenant, query.limit, query.cursor.as_deref(), &filter).await?)
 }
 
 #[derive(Deserialize)]

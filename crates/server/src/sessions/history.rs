@@ -98,9 +98,10 @@ impl Sessions {
         &self,
         tenant: &str,
         definition: Arc<Definition>,
-        history: History,
+        mut history: History,
     ) -> Result<Started> {
         self.capacity.admit(&self.node)?;
+        history.limits = self.capacity.at_most(history.limits);
         let identity = self.node.identity();
         let shard = ShardId(rand::random::<u16>() % identity.shards);
         let id = SessionId::mint(identity.region, shard, self.node.clock().wall(), rand::random());

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use consensus::{Group, Leadership, Node, ProposeError, Status, Watch};
 use engine::{Engine, Running, Workers};
 use ids::{Seq, SessionId, ShardId, StepId, TraceContext};
 use machine::{Command, Key, Outcome, Read, SessionLimits, SessionStatus};
+use proto::peer::{answer, question};
 use providers::{ProviderStatus, Router};
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -25,12 +25,14 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 pub(crate) const EVENTS_PAGE_MAX: usize = 500;
 
 mod ended;
+mod filter;
 mod history;
 mod read;
 mod show;
 mod start;
 mod workflows;
 
+pub(crate) use filter::Filter;
 pub(crate) use history::FORMAT as HISTORY_FORMAT;
 pub(crate) use start::budget;
 
@@ -147,12 +149,12 @@ impl Sessions {
         &self.workers
     }
 
-    /// Answers another node, or this one.
-    pub(crate) async fn answer(&self, question: Bytes, measured: impl FnOnce(&[u8]) -> Bytes) -> Bytes {
+    /// Answers another node, or this one, about work.
+    pub(crate) async fn answer(&self, question: question::Body) -> answer::Body {
         let running = |id: SessionId| {
             self.engines.get(&id.shard()).map(|engine| engine.running(id)).unwrap_or_default()
         };
-        self.workers.answer(question, running, measured).await
+        self.workers.answer(question, running).await
     }
 
     pub(crate) fn providers(&self) -> Vec<ProviderStatus> {

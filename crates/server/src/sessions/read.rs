@@ -8,7 +8,7 @@ use machine::{
 use serde_json::{Value, json};
 
 use super::{
-    EVENTS_PAGE_MAX, Events, Result, Sessions, pending,
+    EVENTS_PAGE_MAX, Events, Filter, Result, Sessions, pending,
     show::{event_json, failure_of, kind, summary, waits_for},
 };
 use crate::error::{self, ApiError};
@@ -91,12 +91,12 @@ impl Sessions {
         tenant: &str,
         limit: usize,
         cursor: Option<&str>,
-        status: Option<&str>,
+        filter: &Filter,
     ) -> Result<Value> {
         let limit = limit.clamp(1, SESSIONS_PAGE_MAX);
         let after = cursor.map(parse_cursor).transpose()?;
         // Without a filter, every row counts.
-        let rows_max = if status.is_some() { LIST_ROWS_MAX } else { limit + 2 };
+        let rows_max = if filter.is_empty() { limit + 2 } else { LIST_ROWS_MAX };
         let mut looked = Vec::new();
         for group in self.node.groups().values() {
             self.read(group).await?;
@@ -116,7 +116,7 @@ impl Sessions {
                     continue;
                 }
                 let Some(row) = view.session(id) else { continue };
-                if status.is_none_or(|status| row.status.name() == status) {
+                if filter.takes(&row) {
                     found.push(((age, id), Value::Object(summary(id, &row))));
                 }
                 if found.len() > limit {

@@ -4,6 +4,8 @@
 
 use std::{fmt::Write as _, path::Path, process::Command};
 
+use sla::{Kind, Objective, Statistic};
+
 /// A series that grows by so much a minute, for two hours.
 fn series(text: &mut String, name: &str, labels: &str, a_minute: u32) {
     let _ = writeln!(text, "      - {{series: 'orchestra_{name}{{{labels}}}', values: '0+{a_minute}x120'}}");
@@ -110,6 +112,68 @@ fn exported_rules_fire_when_they_must_and_not_otherwise() {
         std::fs::write(temp.path().join(&name), text).unwrap();
         promtool(&["test", "rules", &name], temp.path());
     }
+}
+
+/// Ten thousand a minute of an objective, for two hours, of which so many keep to it.
+fn about(text: &mut String, objective: &Objective, kept: u32) {
+    let (name, missed) = (objective.indicator.name(), 10_000 - kept);
+    let mut of = "instance=\"a\"".to_owned();
+    if !objective.role.is_empty() {
+        let _ = write!(of, ",role=\"{}\"", objective.role);
+    }
+    match (objective.statistic, objective.indicator.kind()) {
+        (Statistic::Ratio, Kind::Ratio) => {
+            series(text, &format!("{name}_total"), &format!("{of},outcome=\"good\""), kept);
+            series(text, &format!("{name}_total"), &format!("{of},outcome=\"bad\""), missed);
+        }
+        (Statistic::Ratio, Kind::Durations) => {
+            series(text, &format!("{name}_seconds_count"), &of, kept);
+            series(text, "failures_total", &format!("{of},indicator=\"{name}\""), missed);
+        }
+        _ => {
+            let le = objective.target / 1e6;
+            series(text, &format!("{name}_seconds_bucket"), &format!("{of},le=\"{le:?}\""), kept);
+            series(text, &format!("{name}_seconds_count"), &of, 10_000);
+        }
+    }
+}
+
+#[test]
+fn every_objective_fires_at_the_speed_of_its_own_budget() {
+    let Some(temp) = with_rules() else { return };
+    let mut fired = 0;
+    for (number, objective) in sla::built_in(3).into_iter().enumerate() {
+        let rules = sla::prometheus::rules(std::slice::from_ref(&objective), &[]);
+        let (rule_file, cases) = (format!("rules-{number}.yml"), format!("cases-{number}.yml"));
+        std::fs::write(temp.path().join(&rule_file), rules).unwrap();
+        let Some(budget) = objective.budget() else {
+            assert_eq!(objective.statistic, Statistic::Mean, "{}", objective.name);
+            continue;
+        };
+        let mut text = format!("rule_files: [{rule_file}]\nevaluation_interval: 1m\ntests:\n");
+        // All keep to it; as many as may miss it, less a tenth; then 1.5, 7 and 20 times as many, and all.
+        for times in [0.0, 0.9, 1.5, 7.0, 20.0, f64::INFINITY] {
+            // Where nothing may be missed, one of ten thousand is too many.
+            let share = if budget > 0.0 { (times * budget).min(1.0) } else { (times * 1e-4).min(1.0) };
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "up to ten thousand")]
+            let missed = (share * 10_000.0).round() as u32;
+            let share = f64::from(missed) / 10_000.0;
+            text.push_str("  - interval: 1m\n    input_series:\n");
+            about(&mut text, &objective, 10_000 - missed);
+            let fire: Vec<_> = [(FAST, 14.4), (MIDDLE, 6.0), (SLOW, 1.0)]
+                .into_iter()
+                .filter(|(_, factor)| factor * budget < 1.0 && share > factor * budget)
+                .map(|(burn, _)| burn)
+                .collect();
+            fired += fire.len();
+            text.push_str("    alert_rule_test:\n      - eval_time: 110m\n        alertname: OrchestraBudgetBurns\n        exp_alerts:");
+            text.push_str(if fire.is_empty() { " []\n" } else { "\n" });
+            expected(&mut text, &objective.name, &fire);
+        }
+        std::fs::write(temp.path().join(&cases), text).unwrap();
+        promtool(&["test", "rules", &cases], temp.path());
+    }
+    assert!(fired > 40, "{fired} alerts were expected");
 }
 
 /// Series and their values, and the rules that fire.
