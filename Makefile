@@ -8,6 +8,8 @@ ONLY ?=
 SCENARIO ?= mixed
 export CCACHE_DIR ?= $(HOME)/.cache/orchestra/ccache
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# All of it, whatever is run: another choice of packages has other features, and compiles most of it again.
+RELEASE := cargo build --locked --release --workspace --bins
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -60,7 +62,7 @@ cluster-test: build ## Faults on clusters of three and five nodes under load: SE
 
 soak: build ## What takes long: 20 seeds of cluster-test, half an hour of full load, 1 GiB to a new node, a million sessions backed up: SEED=first.
 	for seed in $$(seq $(SEED) $$(($(SEED) + 19))); do $(MAKE) --no-print-directory cluster-test SEED=$$seed || exit 1; done
-	cargo build --locked --release -p cli -p loadtest
+	$(RELEASE)
 	$(TARGET)/release/loadtest soak --directory $(TARGET)
 	$(TARGET)/release/loadtest intake --directory $(TARGET)
 	$(TARGET)/release/loadtest backup --directory $(TARGET)
@@ -81,16 +83,16 @@ vendor-chaos: build ## A map of 100 items against failing vendors: SEED=n.
 	$(TARGET)/debug/chaos vendor --seed $(SEED)
 
 bench: setup ## Measures against the targets of docs/benchmarks.md, in a release build: ONLY=part of a name.
-	cargo build --locked --release -p cli -p loadtest -p chaos
+	$(RELEASE)
 	$(TARGET)/release/loadtest bench --directory $(TARGET) --only "$(ONLY)"
 	[ -n "$(ONLY)" ] || taskset -c 0 $(TARGET)/release/chaos switch
 
 load: setup ## Puts a load on three nodes of its own, with a verdict: SCENARIO=name or a file.
-	cargo build --locked --release -p cli -p loadtest
+	$(RELEASE)
 	$(TARGET)/release/loadtest run $(SCENARIO) --nodes 3 --directory $(TARGET) --out $(TARGET)/load
 
 bench-peers: setup ## The same work on Orchestra, Restate and etcd, in one run: rewrites the comparison in docs/benchmarks.md.
-	cargo build --locked --release -p cli -p loadtest
+	$(RELEASE)
 	server=$$(deploy/dev/peers.sh "$(abspath $(TARGET))") && $(TARGET)/release/loadtest peers --restate "$$server" --directory $(TARGET) --write docs/benchmarks.md
 
 .PHONY: help setup build demo cluster test docs-test ui-test lint fix crash cluster-test soak chaos-suite dr-drill mutants vendor-chaos bench load bench-peers
