@@ -26,7 +26,7 @@ use opentelemetry::{
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
     Resource,
-    trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _},
+    trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _},
 };
 use parking_lot::Mutex;
 use storage::Note;
@@ -41,6 +41,12 @@ const QUORUM: u64 = 2;
 const CALL: u64 = 3;
 const APPLY: u64 = 4;
 const DISPATCH: u64 = 5;
+/// Spans that may wait for the receiver, and that are sent at once: a node that does thousands of sessions a second
+/// makes tens of thousands of spans, and each request costs as much as a hundred of them.
+const WAITING_MAX: usize = 16_384;
+const BATCH_LEN: usize = 4_096;
+/// How long fewer of them wait.
+const SEND_INTERVAL: Duration = Duration::from_secs(1);
 /// Workflows whose agents are remembered.
 const AGENTS_LEN: usize = 1_024;
 
@@ -66,6 +72,8 @@ struct Replica {
     lead: watch::Receiver<Leadership>,
     /// When it began to apply what it applies, in microseconds since 1970.
     applying: AtomicU64,
+    /// Of which commit was told last: whose it was, and when it was proposed.
+    told: Mutex<Option<(SessionId, Timestamp)>>,
 }
 
 /// What a node of a workflow does.
@@ -119,7 +127,12 @@ impl Traces {
             .with_endpoint(endpoint)
             .build()
             .map_err(|error| error.to_string())?;
-        let mut processor = BatchSpanProcessor::builder(exporter).build();
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(WAITING_MAX)
+            .with_max_export_batch_size(BATCH_LEN)
+            .with_scheduled_delay(SEND_INTERVAL)
+            .build();
+        let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
         let resource = Resource::builder()
             .with_service_name("orchestra")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -140,7 +153,7 @@ impl Traces {
 
     /// The node runs: from now on what it applies as a leader is told.
     pub(crate) fn start(&self, node: &consensus::Node) {
-        let replica = |lead| Replica { lead, applying: AtomicU64::new(0) };
+        let replica = |lead| Replica { lead, applying: AtomicU64::new(0), told: Mutex::default() };
         let shards =
             node.groups().iter().map(|(shard, group)| (*shard, replica(group.leadership()))).collect();
         // There is one start.
@@ -250,6 +263,24 @@ impl Traces {
             }
             self.work(session, (step, parent, root.span), (started_at, event.at), what);
         }
+        self.commit(started, replica, (session.session, event), parent);
+        if event.data.ends_session() {
+            self.ended(session, event, (root, given));
+        }
+    }
+
+    /// A commit, which may have several events of a session: it is told with the first, as a part of what that is about.
+    fn commit(
+        &self,
+        started: &Started,
+        replica: &Replica,
+        (session, event): (SessionId, &Event),
+        parent: TraceContext,
+    ) {
+        let commit = Some((session, event.at));
+        if std::mem::replace(&mut *replica.told.lock(), commit) == commit {
+            return;
+        }
         let committed = Timestamp(replica.applying.load(Ordering::Relaxed)).max(event.at);
         let stages =
             [("quorum", QUORUM, (event.at, committed)), ("apply", APPLY, (committed, started.clock.wall()))];
@@ -258,28 +289,35 @@ impl Traces {
             span.attributes.push(KeyValue::new("orchestra.event", event.data.kind()));
             self.tell(span);
         }
-        if event.data.ends_session() {
-            let failed = match &event.data {
-                EventData::SessionFailed { failure } => Some(failure.code.clone()),
-                _ => None,
-            };
-            let attributes = vec![
-                KeyValue::new("orchestra.session", session.session.to_string()),
-                KeyValue::new("orchestra.workflow", session.row.workflow.clone()),
-                KeyValue::new("orchestra.tenant", session.row.tenant.clone()),
-                KeyValue::new("orchestra.outcome", event.data.kind()),
-            ];
-            self.tell(Span {
-                name: format!("session {}", session.row.workflow).into(),
-                kind: SpanKind::Internal,
-                context: root,
-                parent: given.map_or(0, |given| given.span),
-                from: session.row.created_at,
-                to: event.at,
-                attributes,
-                failed,
-            });
-        }
+    }
+
+    /// The session as a whole.
+    fn ended(
+        &self,
+        session: &Observed<'_>,
+        event: &Event,
+        (root, given): (TraceContext, Option<TraceContext>),
+    ) {
+        let failed = match &event.data {
+            EventData::SessionFailed { failure } => Some(failure.code.clone()),
+            _ => None,
+        };
+        let attributes = vec![
+            KeyValue::new("orchestra.session", session.session.to_string()),
+            KeyValue::new("orchestra.workflow", session.row.workflow.clone()),
+            KeyValue::new("orchestra.tenant", session.row.tenant.clone()),
+            KeyValue::new("orchestra.outcome", event.data.kind()),
+        ];
+        self.tell(Span {
+            name: format!("session {}", session.row.workflow).into(),
+            kind: SpanKind::Internal,
+            context: root,
+            parent: given.map_or(0, |given| given.span),
+            from: session.row.created_at,
+            to: event.at,
+            attributes,
+            failed,
+        });
     }
 
     /// A piece of work, and the calls of providers that it took.
