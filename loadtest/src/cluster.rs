@@ -178,8 +178,8 @@ pub(crate) async fn failovers(directory: &Path, kills: usize) -> anyhow::Result<
     Ok(came)
 }
 
-/// The rate of one node that tells all there is, against that of one that tells nothing: this share of sessions traced, JSON
-/// logs in a file and at a collector, requests limited, metrics scraped, and a dashboard's questions.
+/// The rate of one node that tells all there is, against that of one that tells nothing: this share of sessions traced,
+/// JSON logs in a file and at a collector, requests limited, metrics scraped, and a dashboard's questions.
 pub(crate) async fn observed(directory: &Path, share: f64) -> anyhow::Result<f64> {
     // It takes spans and lines, and looks at none.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
