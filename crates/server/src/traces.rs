@@ -269,7 +269,8 @@ impl Traces {
         }
     }
 
-    /// A commit, which may have several events of a session: it is told with the first, as a part of what that is about.
+    /// A commit, which may have several events of a session: it is told with the first, as a part of what that is
+    /// about.
     fn commit(
         &self,
         started: &Started,
