@@ -80,6 +80,10 @@ async fn the_command_line_works_against_a_node() {
     assert_eq!(find(&["--label", "team=other"]), [""; 0]);
     assert_eq!(find(&["--workflow", "another"]), [""; 0]);
     assert_eq!(find(&["--workflow", "code"]).len(), 3);
+    for (labels, why) in [(["a=1", "a=2"], "given twice"), (["a=1", "=2"], "expected key=value")] {
+        let refused = run(&node, &["start", "no", "--label", labels[0], "--label", labels[1]]);
+        assert!(!refused.status.success() && text(&refused).contains(why), "{}", text(&refused));
+    }
 
     let list = run(&node, &["sessions", "list", "--output", "json"]);
     let list: Value = serde_json::from_slice(&list.stdout).unwrap();
